@@ -1,0 +1,256 @@
+"""Bytes -> uint8 RGB pixels of one size: the one preprocessing of shard, train and classify.
+
+JPEG is decoded by libjpeg-turbo (simplejpeg), shrunk in the DCT domain when a small picture is wanted; everything else,
+and the JPEGs simplejpeg cannot read (CMYK, ...), by Pillow. Pictures come out upright (EXIF orientation applied),
+animations as their first frame, transparency on white. Whatever is wrong with a file ends as one `ImageError`.
+
+Resize: stretch to the wanted height and width (no crop, no padding): first every axis that is too long is shrunk by
+area averaging (cv2.INTER_AREA), then every axis that is too short is enlarged linearly (cv2.INTER_LINEAR).
+"""
+
+import logging
+import warnings
+from io import BytesIO
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+Pixels = npt.NDArray[np.uint8]
+
+CAUSES = ("empty", "not-an-image", "unsupported", "truncated", "corrupt", "too-large")
+
+# 200 megapixels: the largest phone cameras. Through Pillow its own, lower limit holds as well (178,956,970 pixels).
+DEFAULT_MAX_PIXELS = 200_000_000
+
+# An allowlist, so that no format runs a program (EPS: Ghostscript), needs a plug-in (GRIB, HDF5, ...), or has so weak
+# a signature that noise passes for a picture.
+# fmt: off
+FORMATS = (
+    "JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "ICNS", "QOI", "PCX",
+    "SGI", "DDS", "PSD", "SUN",
+)
+# fmt: on
+
+_UNSUPPORTED_WORDS = ("support", "not available", "cannot handle", "unknown", "unrecognized image mode")
+_OTHER_SIGNATURES = {b"<svg": "SVG", b"%PDF": "PDF", b"ftyphe": "HEIC", b"ftypmif1": "HEIF", b"ftypmsf1": "HEIF"}
+
+_ORIENTATION_TAG = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Callers decode in threads of their own; OpenCV's would only fight with them.
+cv2.setNumThreads(1)
+# What Pillow has to say about a file is in the ImageError. warnings.catch_warnings is not thread-safe, so once, here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
+class ImageError(ValueError):
+    """These bytes cannot become a picture. `cause` is one of CAUSES, `detail` one short line."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        assert cause in CAUSES, cause
+        super().__init__(cause, detail)
+        self.cause = cause
+        self.detail = " ".join(detail.split())[:200]
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.detail}"
+
+
+class Decoded(NamedTuple):
+    """pixels: (height, width, 3) uint8 RGB, upright; width_px, height_px: size of the upright original."""
+
+    pixels: Pixels
+    width_px: int
+    height_px: int
+
+
+def decode(data: bytes, input_px: tuple[int, int], max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
+    """Decode a picture and stretch it to input_px = (height, width); Decoded.pixels is (height, width, 3) uint8 RGB.
+
+    The same bytes give the same bits in any thread. Raises ImageError for bytes that are no whole picture, or one of
+    more than max_pixels; ValueError for an impossible input_px.
+    """
+    if min(input_px) < 1:
+        raise ValueError(f"input_px: got {input_px}, wanted (height, width), both at least 1 pixel")
+    return _guarded(data, input_px, max_pixels)
+
+
+def check(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """Decode a picture at its full size; returns its upright (width_px, height_px), raises ImageError as decode does."""
+    decoded = _guarded(data, None, max_pixels)
+    return decoded.width_px, decoded.height_px
+
+
+def _guarded(data: bytes, input_px: tuple[int, int] | None, max_pixels: int) -> Decoded:
+    if not data:
+        raise ImageError("empty", "0 bytes")
+    try:
+        is_jpeg = data.startswith(b"\xff\xd8\xff")
+        orientation = _orientation(_jpeg_exif(data)) if is_jpeg else None
+        decoded = _decode_jpeg(data, input_px, max_pixels, orientation) if orientation else None
+        return decoded or _decode_other(data, input_px, max_pixels, orientation)
+    except ImageError:
+        raise
+    except Exception as error:  # deliberately wide: decoders of untrusted bytes raise anything
+        raise _image_error(error, data) from error
+
+
+def _decode_jpeg(data: bytes, input_px: tuple[int, int] | None, max_pixels: int, orientation: int) -> Decoded | None:
+    """Decode with simplejpeg; None where Pillow must judge (CMYK, 12 bits, a harmless warning, a damaged header)."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace == "CMYK":
+            return None
+        _limit(width, height, max_pixels)
+        min_height, min_width = _turned(*(input_px or (0, 0)), orientation)
+        # strict (the default) makes libjpeg's warnings errors: otherwise a cut file is filled up with grey.
+        pixels = simplejpeg.decode_jpeg(data, min_height=min_height, min_width=min_width)
+    except ImageError:
+        raise
+    except ValueError as error:
+        message = str(error)
+        if message.startswith("Premature end of JPEG"):
+            raise ImageError("truncated", message) from error
+        if message.startswith("Corrupt JPEG data") and "ICC" not in message:
+            raise ImageError("corrupt", message) from error
+        return None
+    if orientation in _TRANSPOSITIONS:
+        pixels = np.array(Image.fromarray(pixels).transpose(_TRANSPOSITIONS[orientation]))
+    return Decoded(_resize(pixels, input_px), *_turned(width, height, orientation))
+
+
+def _decode_other(
+    data: bytes, input_px: tuple[int, int] | None, max_pixels: int, jpeg_orientation: int | None
+) -> Decoded:
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        _limit(*image.size, max_pixels)
+        size = image.size
+        if jpeg_orientation and input_px:
+            min_height, min_width = _turned(*input_px, jpeg_orientation)
+            image.draft(None, (min_width, min_height))
+        image.load()
+        if not jpeg_orientation:
+            size = image.size  # loading turns a TIFF upright and tells the size of an icon
+        orientation = jpeg_orientation or _orientation(image.info.get("exif", b""))
+        rgb = _to_rgb(image)
+    if orientation in _TRANSPOSITIONS:
+        rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
+    return Decoded(_resize(np.array(rgb), input_px), *_turned(*size, orientation))
+
+
+def _jpeg_exif(data: bytes) -> bytes:
+    """Return the EXIF block of a JPEG's header, or nothing."""
+    if b"Exif\0\0" not in data:  # most JPEGs have none, and this costs less than a walk over the markers
+        return b""
+    start = 2
+    while data[start : start + 1] == b"\xff" and (marker := data[start + 1 : start + 2]) != b"\xda":
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        if marker == b"\xe1" and data.startswith(b"Exif\0\0", start + 4):
+            return data[start + 4 : end]
+        start = end
+    return b""
+
+
+def _orientation(exif_block: bytes) -> int:
+    if not exif_block:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(exif_block)
+        orientation = exif.get(_ORIENTATION_TAG)
+    except Exception:  # noqa: BLE001 - a damaged EXIF block does not damage the picture
+        return 1
+    return orientation if orientation in _TRANSPOSITIONS else 1
+
+
+def _turned(first: int, second: int, orientation: int) -> tuple[int, int]:
+    return (second, first) if orientation in _SIDEWAYS else (first, second)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode[0] in "IF":
+        return _to_8_bits(np.asarray(image)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(rgba, mask=rgba)
+        return white
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: npt.NDArray[np.generic]) -> Image.Image:
+    """Grey levels of 16 or 32 bits or floats to 8 bits.
+
+    Integers within 0..65535 are 16-bit levels, floats within 0..1 fractions, floats within 0..255 8-bit levels; of
+    anything else the darkest value becomes black and the brightest white.
+    """
+    levels = np.nan_to_num(values.astype(np.float64))
+    low, high = float(levels.min()), float(levels.max())
+    ranges = (65535.0,) if values.dtype.kind in "iu" else (1.0, 255.0, 65535.0)
+    white = next((top for top in ranges if low >= 0 and high <= top), None)
+    black, white = (0.0, white) if white else (low, max(high, low + 1))
+    return Image.fromarray(np.rint((levels - black) * (255 / (white - black))).astype(np.uint8))
+
+
+def _resize(pixels: Pixels, input_px: tuple[int, int] | None) -> Pixels:
+    if input_px is None or pixels.shape[:2] == input_px:
+        return pixels
+    height, width = input_px
+    shrunk = min(height, pixels.shape[0]), min(width, pixels.shape[1])
+    if pixels.shape[:2] != shrunk:
+        pixels = cv2.resize(pixels, shrunk[::-1], interpolation=cv2.INTER_AREA)
+    if shrunk != (height, width):
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    return pixels
+
+
+def _limit(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError("too-large", f"{width}x{height} pixels, more than the {max_pixels:,} allowed")
+
+
+def _image_error(error: Exception, data: bytes) -> ImageError:
+    if isinstance(error, UnidentifiedImageError):
+        return _unidentified(data)
+    text = f"{type(error).__name__}: {error}"
+    message = text.lower()
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        return ImageError("too-large", text)
+    if isinstance(error, EOFError) or "truncated" in message or "not enough" in message:
+        return ImageError("truncated", text)
+    if isinstance(error, NotImplementedError) or any(word in message for word in _UNSUPPORTED_WORDS):
+        return ImageError("unsupported", text)
+    return ImageError("corrupt", text)
+
+
+def _unidentified(data: bytes) -> ImageError:
+    """Say why no format of FORMATS took the file: a damaged one of them, another known format, or no picture at all."""
+    head = data[:16]
+    for name, (factory, accept) in Image.OPEN.items():
+        if not accept or not accept(head):
+            continue
+        if name not in FORMATS or isinstance(accept(head), str):
+            return ImageError("unsupported", f"{name} files are not read")
+        try:
+            factory(BytesIO(data), "")
+        except Exception as reason:  # noqa: BLE001 - Image.open hides its reasons; here they are asked for again
+            return _image_error(reason, data)
+    for signature, name in _OTHER_SIGNATURES.items():
+        if signature in data[:1024]:
+            return ImageError("unsupported", f"{name} files are not read")
+    return ImageError("not-an-image", "no known signature")
