@@ -1,0 +1,115 @@
+"""Command line, environment and YAML file -> one validated config model; what is wrong becomes a UsageError."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from fruitcnn.errors import UsageError
+from jobs.flags import ENV_PREFIX, closest, is_list, is_positional, metavar, read_flags, spelling
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+NULLS = {"", "~", "null"}
+WANTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "yes or no",
+    "bool_type": "yes or no",
+    "string_type": "a text",
+    "tuple_type": "a list, as in a,b,c",
+    "list_type": "a list, as in a,b,c",
+}
+
+
+def parse(
+    config_class: type[ConfigT], argv: Sequence[str], environ: Mapping[str, str], command: str, doc: str
+) -> ConfigT:
+    """The config that `argv`, `environ` and the --config file say (in that precedence), then the defaults.
+
+    A field num_workers is --num-workers, FRUITCNN_NUM_WORKERS (empty = not set) and num_workers in the file.
+    `--help` prints and raises SystemExit(0). UsageError holds one line for each problem found.
+    """
+    fields = config_class.model_fields
+    flags, file = read_flags(fields, argv, command, doc)
+    variables = {name: ENV_PREFIX + name.upper() for name in fields}
+    # Later sources overwrite earlier ones: (value, how the user names it).
+    found = {name: (value, f"{name} in {file}") for name, value in _read_yaml(file, fields).items()} if file else {}
+    found |= {name: (environ[var], f"{var} (environment)") for name, var in variables.items() if environ.get(var)}
+    found |= {name: (value, spelling(name, fields[name])) for name, value in flags.items()}
+    values = {name: _split(value) if _is_split(fields[name]) else value for name, (value, _) in found.items()}
+    try:
+        return config_class.model_validate(values)
+    except ValidationError as error:
+        origins = {name: origin for name, (_, origin) in found.items()}
+        raise UsageError("\n".join(problems(error, fields, origins))) from None
+
+
+def problems(error: ValidationError, fields: Mapping[str, FieldInfo], origins: Mapping[str, str]) -> list[str]:
+    """One line for each problem: the argument, what was got, what was wanted."""
+    lines: list[str] = []
+    for item in error.errors(include_url=False):
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, ValidationError):  # a field's validator built another model
+            lines += problems(cause, fields, origins)
+        else:
+            name = str(item["loc"][0]) if item["loc"] else ""
+            label = origins.get(name) or (spelling(name, fields[name]) if name in fields else name)
+            lines.append(_problem(label, fields.get(name), dict(item), cause))
+    return lines
+
+
+def _problem(label: str, field: FieldInfo | None, item: dict[str, Any], cause: Any) -> str:
+    if cause is not None:  # a validator's own message says what was got and wanted
+        return str(cause) if not label or str(cause).startswith(label) else f"{label}: {cause}"
+    if item["type"] == "missing" and field is not None:
+        example = f"{label} {metavar(field)}".strip()
+        return f"{label}: got nothing, wanted {field.description or 'a value'}; add {example}"
+    return f"{label}: got {item['input']!r}, wanted {_wanted(item)}"
+
+
+def _wanted(item: dict[str, Any]) -> str:
+    if item["type"] == "literal_error":
+        choices = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        return f"{' or '.join(choices)}{closest(str(item['input']), choices)}"
+    return WANTED.get(item["type"], item["msg"].removeprefix("Input should be "))
+
+
+def _is_split(field: FieldInfo) -> bool:
+    return is_list(field) and not is_positional(field)
+
+
+def _split(value: Any) -> Any:
+    """'a,b' and ['a', 'b,c'] as one flat list; anything else as it is."""
+    if isinstance(value, str):
+        return [piece.strip() for piece in value.split(",") if piece.strip()]
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return [piece for part in value for piece in _split(part)]
+    return value
+
+
+def _read_yaml(file: str, fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """The fields set in a YAML (or JSON) file. Scalars stay text, as on the command line: YAML 1.1 reads 1:4 as 64."""
+    try:
+        document = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise UsageError(f"--config: got {file}, wanted a YAML file that can be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config: got {file}, wanted YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise UsageError(f"--config: got {file}, wanted lines like num_workers: 2")
+    values = {str(key).replace("-", "_"): _null(value) for key, value in document.items()}
+    unknown = [key for key in values if key not in fields]
+    if unknown:
+        raise UsageError("\n".join(f"{key} in {file}: no such setting{closest(key, list(fields))}" for key in unknown))
+    return values
+
+
+def _null(value: Any) -> Any:
+    return None if isinstance(value, str) and value.lower() in NULLS else value

@@ -1,0 +1,116 @@
+"""What every job stands on: run(ConfigModel, main, __doc__) parses, runs main(config), and ends with an exit code.
+
+0 done, 1 the job failed, 2 wrong usage (nothing was started), 130 interrupted. No traceback reaches the screen.
+"""
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from fruitcnn.errors import UsageError
+from jobs.arguments import ConfigT, parse
+from jobs.screen import progress, summary
+from jobs.session import ray_session
+
+__all__ = ["UsageError", "progress", "ray_session", "run", "summary"]
+
+LONGEST_CAUSE_CHARS = 600
+
+
+def run(
+    config_class: type[ConfigT],
+    main: Callable[[ConfigT], None],
+    doc: str | None,
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Parse `argv` (default: the process's) into `config_class`, call `main` with it, and exit.
+
+    ValueError and OSError classes of this project, and UsageError, are shown as their message. Anything else also
+    leaves a traceback in a log file, named on the screen; FRUITCNN_TRACEBACK=1 prints it instead.
+    """
+    command = _command(main)
+    try:
+        config = parse(config_class, sys.argv[1:] if argv is None else argv, os.environ, command, doc or "")
+        sys.stdout.flush()
+    except UsageError as error:
+        _say(str(error))
+        print(f"nothing was started; {command} --help lists every argument", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(_exit_code(main, config, command))
+
+
+def _exit_code(main: Callable[[ConfigT], None], config: ConfigT, command: str) -> int:
+    try:
+        main(config)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from what is done", file=sys.stderr)
+        return 130
+    except UsageError as error:
+        _show(error, command)
+        return 2
+    except BrokenPipeError as error:
+        if _stdout_is_gone():
+            return 1
+        _show(error, command)
+        return 1
+    except Exception as error:  # noqa: BLE001 - the one place where nothing may get past
+        _show(_root(error), command)
+        return 1
+    return 0
+
+
+def _command(main: Callable[..., None]) -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name if main.__module__ == "__main__" and spec else main.__module__
+    return f"python -m {module}"
+
+
+def _show(error: BaseException, command: str) -> None:
+    trace = "".join(traceback.format_exception(error))
+    if os.environ.get("FRUITCNN_TRACEBACK"):
+        print(trace, file=sys.stderr)
+    if isinstance(error, ValueError | OSError) and type(error).__module__.split(".")[0] in ("fruitcnn", "jobs"):
+        _say(str(error))
+        return
+    # Not one of ours: the message alone may not be enough to act on.
+    cause = " ".join(str(error).split())[:LONGEST_CAUSE_CHARS]
+    _say(cause if cause and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {cause}".strip(": "))
+    prefix = "fruitcnn-" + command.split()[-1].split(".")[-1] + "-"
+    with tempfile.NamedTemporaryFile("w", prefix=prefix, suffix=".log", delete=False) as log:
+        log.write(trace)
+    print(f"traceback: {log.name}", file=sys.stderr)
+
+
+def _say(message: str) -> None:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error a person can act on, inside the wrappers that Ray puts around it."""
+    if "ray" not in sys.modules:
+        return error
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        failures = getattr(error, "worker_failures", None) or {}
+        inner = next(iter(failures.values()), None) or getattr(error, "controller_failure", None)
+        if type(error).__module__.startswith("ray.") or "RayTaskError" in type(error).__name__:
+            inner = inner or getattr(error, "cause", None) or error.__cause__
+        error = inner if isinstance(inner, BaseException) else error
+    return error
+
+
+def _stdout_is_gone() -> bool:
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered must go somewhere, or the interpreter complains when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
