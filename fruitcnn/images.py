@@ -4,8 +4,9 @@ JPEG is decoded by libjpeg-turbo (simplejpeg), shrunk in the DCT domain when a s
 and the JPEGs simplejpeg cannot read (CMYK, ...), by Pillow. Pictures come out upright (EXIF orientation applied),
 animations as their first frame, transparency on white. Whatever is wrong with a file ends as one `ImageError`.
 
-Resize: stretch to the wanted height and width (no crop, no padding): first every axis that is too long is shrunk by
-area averaging (cv2.INTER_AREA), then every axis that is too short is enlarged linearly (cv2.INTER_LINEAR).
+Resize: stretch to the wanted height and width (no crop, no padding): every axis that must shrink twofold or more is
+shrunk by area averaging (cv2.INTER_AREA), then what is left is done linearly (cv2.INTER_LINEAR; under twofold it skips
+no pixel, and takes a third of the time).
 """
 
 import logging
@@ -35,6 +36,7 @@ FORMATS = (
 )
 # fmt: on
 
+_TRUNCATED_WORDS = ("truncated", "not enough", "requires a buffer", "too short")
 _UNSUPPORTED_WORDS = ("support", "not available", "cannot handle", "unknown", "unrecognized image mode")
 _OTHER_SIGNATURES = {b"<svg": "SVG", b"%PDF": "PDF", b"ftyphe": "HEIC", b"ftypmif1": "HEIF", b"ftypmsf1": "HEIF"}
 
@@ -91,7 +93,7 @@ def decode(data: bytes, input_px: tuple[int, int], max_pixels: int = DEFAULT_MAX
 
 
 def check(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
-    """Decode a picture at its full size; returns its upright (width_px, height_px), raises ImageError as decode does."""
+    """Decode a picture at full size; returns its upright (width_px, height_px), raises ImageError as decode does."""
     decoded = _guarded(data, None, max_pixels)
     return decoded.width_px, decoded.height_px
 
@@ -211,7 +213,7 @@ def _resize(pixels: Pixels, input_px: tuple[int, int] | None) -> Pixels:
     if input_px is None or pixels.shape[:2] == input_px:
         return pixels
     height, width = input_px
-    shrunk = min(height, pixels.shape[0]), min(width, pixels.shape[1])
+    shrunk = tuple(want if have >= 2 * want else have for have, want in zip(pixels.shape, input_px, strict=False))
     if pixels.shape[:2] != shrunk:
         pixels = cv2.resize(pixels, shrunk[::-1], interpolation=cv2.INTER_AREA)
     if shrunk != (height, width):
@@ -227,29 +229,32 @@ def _limit(width: int, height: int, max_pixels: int) -> None:
 def _image_error(error: Exception, data: bytes) -> ImageError:
     if isinstance(error, UnidentifiedImageError):
         return _unidentified(data)
-    text = f"{type(error).__name__}: {error}"
-    message = text.lower()
+    return ImageError(_cause(error), f"{type(error).__name__}: {error}")
+
+
+def _cause(error: Exception) -> str:
+    message = str(error).lower()
     if isinstance(error, Image.DecompressionBombError | MemoryError):
-        return ImageError("too-large", text)
-    if isinstance(error, EOFError) or "truncated" in message or "not enough" in message:
-        return ImageError("truncated", text)
+        return "too-large"
+    if isinstance(error, EOFError) or any(word in message for word in _TRUNCATED_WORDS):
+        return "truncated"
     if isinstance(error, NotImplementedError) or any(word in message for word in _UNSUPPORTED_WORDS):
-        return ImageError("unsupported", text)
-    return ImageError("corrupt", text)
+        return "unsupported"
+    return "corrupt"
 
 
 def _unidentified(data: bytes) -> ImageError:
     """Say why no format of FORMATS took the file: a damaged one of them, another known format, or no picture at all."""
-    head = data[:16]
+    head = data[:16].ljust(16, b"\0")  # some of Pillow's signature checks need 8 bytes
     for name, (factory, accept) in Image.OPEN.items():
-        if not accept or not accept(head):
+        if not accept or not (accepted := accept(head)):
             continue
-        if name not in FORMATS or isinstance(accept(head), str):
+        if name not in FORMATS or isinstance(accepted, str):
             return ImageError("unsupported", f"{name} files are not read")
         try:
-            factory(BytesIO(data), "")
+            factory(BytesIO(data), "").close()
         except Exception as reason:  # noqa: BLE001 - Image.open hides its reasons; here they are asked for again
-            return _image_error(reason, data)
+            return ImageError(_cause(reason), f"{name}: {reason}")
     for signature, name in _OTHER_SIGNATURES.items():
         if signature in data[:1024]:
             return ImageError("unsupported", f"{name} files are not read")
