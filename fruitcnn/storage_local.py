@@ -1,0 +1,187 @@
+"""The local half of storage.py: files of this machine, through the standard library alone.
+
+obstore is not used here: it refuses names that are not UTF-8, reads "%41" in a name as an escape, gives up on a
+symlink loop, and puts its temporary names into listings. Paths are absolute strings, as storage.normalise returns.
+"""
+# Plain strings, not Path: over a million names they cost a tenth, and they keep a name as it is.
+# ruff: noqa: PTH
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+from uuid import uuid4
+
+from fruitcnn.storage_errors import NotFoundError, StorageError, from_os
+
+# Names of files being written. A kill may leave one behind: listings skip it, delete_prefix removes it.
+TEMPORARY = ".fruitcnn-tmp-"
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)
+
+
+@contextlib.contextmanager
+def _errors_of(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise from_os(path, error) from error
+
+
+def read(path: str) -> bytes:
+    """The whole file."""
+    with _errors_of(path), open(path, "rb") as file:
+        return file.read()
+
+
+def read_range(path: str, start: int, length: int) -> bytes:
+    """At most `length` bytes from `start` on."""
+    with _errors_of(path), open(path, "rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def size_bytes(path: str) -> int:
+    """Size of the file behind `path`; NotFoundError for a folder, as a bucket has none."""
+    with _errors_of(path):
+        status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise NotFoundError(path, "not a file")
+    return status.st_size
+
+
+def write(path: str, data: bytes) -> None:
+    """Replace the file in one step: a reader sees the old bytes or the new ones, never a mixture."""
+    with _errors_of(path), _temporary_beside(path, lambda file: file.write(data)) as temporary:
+        os.replace(temporary, path)
+
+
+def copy(source: str, path: str) -> None:
+    """Copy one local file to `path`, in one step."""
+    with _errors_of(source):
+        reader = open(source, "rb")  # noqa: SIM115 - closed by the next with; opened here to blame the right path
+    with reader, _errors_of(path), _temporary_beside(path, lambda file: shutil.copyfileobj(reader, file)) as temporary:
+        os.replace(temporary, path)
+
+
+def fill(path: str, fill_file: Callable[[BinaryIO], object]) -> None:
+    """Let `fill_file` write into a temporary file that then becomes `path`, in one step."""
+    with _errors_of(path), _temporary_beside(path, fill_file) as temporary:
+        os.replace(temporary, path)
+
+
+def put_if_absent(path: str, data: bytes) -> bool:
+    """Exactly one caller ever gets True for a path; the file appears complete or not at all."""
+    with _errors_of(path):
+        if os.path.lexists(path):
+            return False
+        with _temporary_beside(path, lambda file: file.write(data)) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_HARD_LINKS:
+                    raise
+                return _rename_if_absent(temporary, path)
+            return True
+
+
+def _rename_if_absent(temporary: str, path: str) -> bool:
+    """For file systems without hard links (FAT, some network mounts): the folder's lock joins look and rename."""
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if os.path.lexists(path):
+            return False
+        os.replace(temporary, path)
+        return True
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _temporary_beside(path: str, fill_file: Callable[[BinaryIO], object]) -> Iterator[str]:
+    """A filled, closed file in the folder of `path` (made when missing); gone again at the end, renamed or not."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f"{TEMPORARY}{uuid4().hex}")
+    try:
+        # mkstemp would make it readable by its owner alone, and results are for others to read.
+        with open(temporary, "xb") as file:
+            fill_file(file)
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def list_files(path: str) -> Iterator[tuple[str, int]]:
+    """Stream (path, size in bytes) of every file under a folder, following links but no loop of links.
+
+    A folder that is not there holds nothing, as on S3. Sockets, pipes and links to nowhere are not files. Memory
+    holds the names of the folders still to visit, never those of the files.
+    """
+    folders = [path]
+    while folders:
+        folder = folders.pop()
+        with _errors_of(folder):
+            try:
+                entries = os.scandir(folder)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        with entries:
+            while True:
+                with _errors_of(folder):
+                    entry = next(entries, None)
+                    if entry is None:
+                        break
+                    found = _look_at(entry)
+                if found == "folder":
+                    folders.append(entry.path)
+                elif isinstance(found, int):
+                    yield entry.path, found
+
+
+def _look_at(entry: os.DirEntry[str]) -> int | str | None:
+    """The size of a file, "folder" for a folder to visit, None for what does not count."""
+    try:
+        if entry.is_dir():
+            return None if entry.is_symlink() and _leads_back(entry.path) else "folder"
+        if not entry.is_file() or entry.name.startswith(TEMPORARY):
+            return None
+        return entry.stat().st_size
+    except FileNotFoundError:  # deleted while we looked
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+
+
+def _leads_back(link: str) -> bool:
+    """Whether a linked folder is one of the folders the link itself lies in."""
+    folder = os.path.dirname(link)
+    while not os.path.samefile(folder, link):
+        parent = os.path.dirname(folder)
+        if parent == folder:
+            return False
+        folder = parent
+    return True
+
+
+def delete(path: str) -> None:
+    """Remove a file; one that is not there is fine."""
+    with _errors_of(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(path)
+
+
+def delete_prefix(path: str) -> None:
+    """Remove a folder and all in it; links in it are removed, never followed."""
+    if path == os.sep:
+        raise StorageError(path, "refusing to delete the root folder")
+    with _errors_of(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        shutil.rmtree(path)
