@@ -4,7 +4,7 @@ obstore is not used here: it refuses names that are not UTF-8, reads "%41" in a 
 symlink loop, and puts its temporary names into listings. Paths are absolute strings, as storage.normalise returns.
 """
 # Plain strings, not Path: over a million names they cost a tenth, and they keep a name as it is.
-# ruff: noqa: PTH
+# ruff: noqa: PTH103, PTH105, PTH108, PTH116, PTH118, PTH120, PTH121
 
 import contextlib
 import errno
