@@ -1,0 +1,97 @@
+"""One shard: rows <-> Parquet, readable by Hugging Face datasets, DuckDB and pandas with no code of ours.
+
+Row: image struct<bytes: binary, path: string>, label int64, id string (sha256 of the bytes), group string. The schema
+names the columns' Hugging Face features, so `datasets` shows pictures and class names.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fruitcnn import storage
+
+ROW_GROUP_ROWS = 256
+COLUMNS = ("image", "label", "id", "group")
+_IMAGE_FIELDS = [pa.field("bytes", pa.binary()), pa.field("path", pa.string())]
+
+
+class Row(NamedTuple):
+    """One picture of a shard."""
+
+    data: bytes
+    path: str
+    label: int
+    id: str
+    group: str
+
+
+def schema(classes: Sequence[str]) -> pa.Schema:
+    """Schema of a shard, the Hugging Face features in its metadata.
+
+    https://huggingface.co/docs/datasets/about_dataset_features
+    """
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(classes), "_type": "ClassLabel"},
+        "id": {"dtype": "string", "_type": "Value"},
+        "group": {"dtype": "string", "_type": "Value"},
+    }
+    fields = [
+        pa.field("image", pa.struct(_IMAGE_FIELDS)),
+        pa.field("label", pa.int64()),
+        pa.field("id", pa.string()),
+        pa.field("group", pa.string()),
+    ]
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def encode(rows: Sequence[Row], classes: Sequence[str]) -> bytes:
+    """The Parquet file of these rows, in their order; the same rows give the same bytes."""
+    sink = io.BytesIO()
+    shard_schema = schema(classes)
+    # JPEG and PNG bytes do not compress and do not repeat: measured, zstd takes 2 % off them at ten times the time.
+    writer = pq.ParquetWriter(
+        sink,
+        shard_schema,
+        compression={"image.bytes": "none", "image.path": "zstd", "label": "zstd", "id": "none", "group": "zstd"},
+        use_dictionary=["label", "group"],
+        write_statistics=["label", "group"],
+    )
+    with writer:
+        for start in range(0, len(rows), ROW_GROUP_ROWS):
+            writer.write_batch(_batch(rows[start : start + ROW_GROUP_ROWS], shard_schema))
+    return sink.getvalue()
+
+
+def _batch(rows: Sequence[Row], shard_schema: pa.Schema) -> pa.RecordBatch:
+    data, paths, labels, ids, groups = zip(*rows, strict=True)
+    image = pa.StructArray.from_arrays(
+        [pa.array(data, pa.binary()), pa.array(paths, pa.string())], fields=_IMAGE_FIELDS
+    )
+    columns = [image, pa.array(labels, pa.int64()), pa.array(ids, pa.string()), pa.array(groups, pa.string())]
+    return pa.RecordBatch.from_arrays(columns, schema=shard_schema)
+
+
+def read_rows(
+    dataset_uri: str, path: str, columns: Sequence[str] = COLUMNS, row_groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of the shard `path` (relative to the data set), one batch per row group, in file order, flat memory.
+
+    columns may name parts of the image ("image.path"); row_groups: None for all, else their numbers. StorageError if
+    the shard cannot be read.
+    """
+    uri = storage.join(dataset_uri, path)
+    filesystem, file_path = storage.parquet_filesystem(uri)
+    try:
+        with pq.ParquetFile(file_path, filesystem=filesystem) as file:
+            numbers = range(file.num_row_groups) if row_groups is None else row_groups
+            for number in numbers:
+                yield from file.read_row_group(number, list(columns)).combine_chunks().to_batches()
+    except FileNotFoundError as error:
+        raise storage.NotFoundError(uri, "the shard is in the manifest but not there") from error
+    except (OSError, pa.ArrowException) as error:
+        raise storage.StorageError(uri, f"not readable as Parquet: {error}") from error

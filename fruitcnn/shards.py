@@ -1,0 +1,255 @@
+"""Records -> Parquet shards + manifest.json: the data set that training reads. After sources, before pixels.
+
+    <dataset>/shards/<split>-00000.parquet ...  rows in a fixed order, row groups of 256 rows
+    <dataset>/shards/_work/<plan>/...           one small JSON a finished shard; gone once the manifest is there
+    <dataset>/rejected.parquet                  every file that did not become a row: id, path, cause, detail
+    <dataset>/listings/000001.parquet           the source files that version 1 took in
+    <dataset>/manifests/000001.json             every version of the manifest
+    <dataset>/manifest.json                     the newest, written LAST: no manifest, no data set
+
+The plan (which file goes to which shard) is a pure function of the source's listing, so a run that was killed finds
+its finished shards again. A source that grew adds shards with the new files only. One writer at a
+time: two runs of the same plan agree byte for byte, two different plans over one data set do not.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fruitcnn import growth, images, storage
+from fruitcnn.errors import UsageError
+from fruitcnn.manifest import SCHEMA_VERSION, DatasetError, Manifest, Split, StoredFile, load_manifest, publish
+from fruitcnn.parquet import read_rows
+from fruitcnn.sharding import ShardPlan, ShardResult, plan_shards, write_shard
+from fruitcnn.sources import Record, Source, open_source
+
+__all__ = ["Manifest", "ShardConfig", "check_dataset", "load_manifest", "plan_shards", "read_rows", "write_dataset"]
+
+Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
+
+
+class ShardConfig(BaseModel):
+    """What `python -m jobs.shard` takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(
+        description="Labelled pictures: a folder, .zip, .tar(.gz), s3://bucket/prefix, kaggle:OWNER/NAME or "
+        "synthetic[:CLASSESxFRAMES]."
+    )
+    dataset: str = Field(description="Where the data set goes: a local path or s3://bucket/prefix.")
+    root: str | None = Field(
+        default=None, description="Folder inside the source that holds Training and Test, where there are several."
+    )
+    test_fraction: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Share of the pictures that becomes the test split of a source without one.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of that split.")
+    allow_class_mismatch: bool = Field(
+        default=False, description="Accept a source whose Training and Test folders hold different classes."
+    )
+    shard_bytes: int = Field(
+        default=64_000_000, ge=1, le=1_000_000_000, description="Largest size of a shard, in bytes of pictures."
+    )
+    max_pixels: int = Field(
+        default=images.DEFAULT_MAX_PIXELS, ge=1, description="Reject pictures of more pixels (width x height)."
+    )
+    max_rejected: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the files that may be rejected before the job fails."
+    )
+
+    def row_settings(self) -> dict[str, Any]:
+        """The settings that decide which files become rows of which split: fixed for the life of a data set."""
+        return self.model_dump(include={"root", "test_fraction", "seed", "max_pixels"})
+
+
+class _Job(NamedTuple):
+    """What one run of write_dataset works on."""
+
+    config: ShardConfig
+    dataset_uri: str
+    source: Source
+    base: Manifest | None
+    classes: tuple[str, ...]
+    records: list[Record]
+    plans: list[ShardPlan]
+    work_uri: str
+
+
+def write_dataset(config: ShardConfig, progress: Progress) -> Manifest:
+    """Write, finish or grow the data set at config.dataset, in the Ray session at hand; returns its newest manifest.
+
+    A source that is in the data set already changes nothing. progress(title, total, unit, already) is a context manager
+    that yields update(done). UsageError if nothing was started; DatasetError if the pictures make no data set;
+    SourceError or StorageError if the source or a store fails: the same command then finishes the work.
+    """
+    dataset_uri = storage.normalise(config.dataset)
+    base = growth.find_base(dataset_uri)
+    if base is None:
+        growth.refuse_foreign(dataset_uri)
+    else:
+        _require_same_settings(config, base)
+    source = open_source(
+        config.source,
+        root=config.root,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        allow_class_mismatch=config.allow_class_mismatch,
+    )
+    growth.refuse_inside(dataset_uri, source)
+    if base and base.source_fingerprint == source.fingerprint:
+        manifest = base
+    else:
+        job = _prepare(config, dataset_uri, source, base)
+        manifest = _finish(job, _run(job, progress))
+    storage.delete_prefix(storage.join(dataset_uri, "shards", "_work"))
+    return manifest
+
+
+def check_dataset(dataset_uri: str) -> Manifest:
+    """Compare every shard and listing with the hash in the newest manifest; DatasetError names those that differ."""
+    manifest = load_manifest(dataset_uri)
+
+    def differs(file: StoredFile) -> bool:
+        try:
+            data = storage.read(storage.join(dataset_uri, file.path))
+        except storage.NotFoundError:
+            return True
+        return hashlib.sha256(data).hexdigest() != file.sha256
+
+    files = [*manifest.shards(), *manifest.listings]
+    with ThreadPoolExecutor(4) as pool:
+        bad = [file.path for file, is_bad in zip(files, pool.map(differs, files), strict=True) if is_bad]
+    if bad:
+        raise DatasetError(
+            f"{dataset_uri}: {len(bad)} of {len(files)} files are not what the manifest says: {', '.join(bad)}; "
+            "restore them, or write the data set to an empty folder"
+        )
+    return manifest
+
+
+def _require_same_settings(config: ShardConfig, base: Manifest) -> None:
+    for name, value in config.row_settings().items():
+        if base.config[name] != value:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: got {value!r}, wanted {base.config[name]!r}, with which the data set at "
+                f"{config.dataset} was begun; use that, or write to another --dataset"
+            )
+
+
+def _prepare(config: ShardConfig, dataset_uri: str, source: Source, base: Manifest | None) -> _Job:
+    records = growth.new_records(source, base, dataset_uri) if base else source.records
+    known = base.classes if base else ()
+    classes = known + tuple(sorted(set(source.classes) - set(known)))
+    if len(classes) < 2:
+        raise UsageError(f"--source: got one class only ({', '.join(classes)}) in {source.uri}, wanted two or more")
+    first_index = {name: 1 + _index(split.shards[-1]) for name, split in (base.splits if base else {}).items()}
+    plans = plan_shards(records, config.shard_bytes, first_index)
+    said = [SCHEMA_VERSION, source.fingerprint, classes, config.row_settings(), config.shard_bytes, first_index]
+    fingerprint = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    work_uri = growth.claim(dataset_uri, source.uri, fingerprint, {plan.path for plan in plans}, base)
+    return _Job(config, dataset_uri, source, base, classes, records, plans, work_uri)
+
+
+def _index(shard: StoredFile) -> int:
+    return int(shard.path.removesuffix(".parquet").rpartition("-")[2])
+
+
+# --- many shards at once
+
+
+def _run(job: _Job, progress: Progress) -> list[ShardResult]:
+    """One result per plan, in their order; those of an earlier run are taken over."""
+    results = growth.finished(job.dataset_uri, job.work_uri, [plan.name for plan in job.plans])
+    todo = [plan for plan in job.plans if plan.name not in results]
+    total = len(job.records)
+    done = total - sum(len(plan.records) for plan in todo)
+    with progress("shard", total, "images", done) as update:
+        for plan, result in _on_ray(job, todo) if todo else ():
+            results[plan.name] = result
+            done += len(plan.records)
+            update(done)
+    return [results[plan.name] for plan in job.plans]
+
+
+def _on_ray(job: _Job, plans: Sequence[ShardPlan]) -> Iterator[tuple[ShardPlan, ShardResult]]:
+    import ray
+
+    task = ray.remote(num_cpus=1)(write_shard)
+    source = ray.put(dataclasses.replace(job.source, records=[]))
+    waiting = iter(plans)
+    in_flight: dict[Any, ShardPlan] = {}
+    num_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    try:
+        while True:
+            for plan in itertools.islice(waiting, num_cpus - len(in_flight)):
+                ref = task.remote(source, plan, job.classes, job.dataset_uri, job.work_uri, job.config.max_pixels)
+                in_flight[ref] = plan
+            if not in_flight:
+                return
+            ready, _ = ray.wait(list(in_flight), num_returns=1)
+            yield in_flight.pop(ready[0]), ray.get(ready[0])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    finally:
+        for ref in in_flight:
+            ray.cancel(ref)
+
+
+# --- the end
+
+
+def _finish(job: _Job, results: Sequence[ShardResult]) -> Manifest:
+    """Write everything that is not a shard; the manifest last."""
+    base = job.base
+    rejected = growth.write_rejected(job.dataset_uri, [item for result in results for item in result.rejected], base)
+    _require_pictures(job, results, rejected)
+    splits = {name: list(split.shards) for name, split in base.splits.items()} if base else {}
+    for plan, result in zip(job.plans, results, strict=True):
+        if result.shard:
+            splits.setdefault(plan.split, []).append(result.shard)
+    version = base.version + 1 if base else 1
+    listing = growth.write_listing(job.dataset_uri, version, job.records)
+    manifest = Manifest(
+        version=version,
+        classes=job.classes,
+        splits={name: Split(shards=tuple(shards)) for name, shards in sorted(splits.items())},
+        num_rejected_by_cause=dict(sorted(rejected.items())),
+        source=job.source.uri,
+        source_fingerprint=job.source.fingerprint,
+        listings=(*(base.listings if base else ()), listing),
+        config=job.config.model_dump(),
+        library_version=importlib.metadata.version("fruitcnn"),
+        created_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
+    )
+    return publish(job.dataset_uri, manifest)
+
+
+def _require_pictures(job: _Job, results: Sequence[ShardResult], rejected: Counter[str]) -> None:
+    causes = ", ".join(f"{cause} {count:,}" for cause, count in rejected.most_common())
+    where = f"see {storage.join(job.dataset_uri, 'rejected.parquet')}"
+    num_files, num_rejected = len(job.source.records), rejected.total()
+    if num_rejected == num_files:
+        raise DatasetError(f"all {num_files:,} files of {job.source.uri} were rejected ({causes}); {where}")
+    if num_rejected > job.config.max_rejected * num_files:
+        raise DatasetError(
+            f"{num_rejected:,} of {num_files:,} files were rejected ({causes}), more than --max-rejected "
+            f"{job.config.max_rejected} allows; {where}, then repair the source or raise --max-rejected"
+        )
+    labels = {label for result in results for label in result.labels}
+    if job.base is None and len(labels) < 2:
+        names = ", ".join(job.classes[label] for label in labels)
+        raise DatasetError(f"only one class ({names}) has pictures that can be read ({causes}); {where}")
