@@ -1,19 +1,68 @@
 """The Ray session of a job: started once, quiet, and ended by whoever started it."""
 
+import logging
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Ray keeps sockets under its temp dir, and a socket's path has at most 107 characters, 60 of them Ray's own.
+LONGEST_TEMP_CHARS = 40
+START_TRIES = 3
+
+# Workers inherit these. Each only silences what a user cannot act on; what is set already stays.
+QUIET = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
 
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """A Ray session: the one already running in this process, the cluster at RAY_ADDRESS, or a new local one."""
+    """A Ray session: the one already running in this process, the cluster at RAY_ADDRESS, or a new local one.
+
+    Only a session started here is shut down at the end. FRUITCNN_TRACEBACK=1 shows what workers print.
+    """
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
 
     if ray.is_initialized():
         yield
         return
-    ray.init(include_dashboard=False)
+    talkative = bool(os.environ.get("FRUITCNN_TRACEBACK"))
+    level = logging.INFO if talkative else logging.ERROR
+    local = {} if os.environ.get("RAY_ADDRESS") else _local_settings()
+    _start({"logging_level": level, "log_to_driver": talkative, **local})
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(settings: dict[str, Any]) -> None:
+    import ray
+
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:
+            # Ray gives its own processes 30 s, whatever is set; a busy machine needs longer the first time, because
+            # each of them imports Ray from a cold disk.
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+
+
+def _local_settings() -> dict[str, Any]:
+    # Without metrics there is no warning, half a minute later, that an exporter which nobody reads was not found.
+    settings: dict[str, Any] = {"include_dashboard": False, "_system_config": {"enable_metrics_collection": False}}
+    if len(tempfile.gettempdir()) > LONGEST_TEMP_CHARS:
+        settings["_temp_dir"] = "/tmp/ray"
+    return settings
