@@ -7,18 +7,16 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fruitcnn import storage
+from fruitcnn import parquet, storage
 from fruitcnn.errors import UsageError
 from fruitcnn.manifest import Manifest, StoredFile, load_manifest, manifest_uri, publish
 from fruitcnn.sharding import Rejected, ShardResult
 from fruitcnn.sources import Record, Source
 
-_LISTING = pa.schema({"path": pa.string(), "size_bytes": pa.int64()})
 _REJECTED = pa.schema({name: pa.string() for name in ("id", "path", "cause", "detail")})
 _NUM_NAMES = 3
 
@@ -155,13 +153,13 @@ def finished(dataset_uri: str, work_uri: str, names: Sequence[str]) -> dict[str,
 # --- the two tables beside the shards
 
 
-def write_listing(dataset_uri: str, version: int, records: Iterable[Record]) -> StoredFile:
+def write_listing(dataset_uri: str, version: int, records: Sequence[Record]) -> StoredFile:
     """Write the records that `version` takes in to listings/<version>.parquet."""
-    rows = [{"path": record.path, "size_bytes": record.size_bytes} for record in records]
+    columns = [parquet.strings([r.path for r in records]), parquet.integers([r.size_bytes for r in records])]
     path = f"listings/{version:06d}.parquet"
-    data = _encode(rows, _LISTING)
+    data = _encode(pa.Table.from_arrays(columns, ["path", "size_bytes"]))
     storage.write(storage.join(dataset_uri, path), data)
-    return StoredFile(path=path, num_rows=len(rows), num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return StoredFile(path=path, num_rows=len(records), num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def write_rejected(dataset_uri: str, rejected: Iterable[Rejected], base: Manifest | None) -> Counter[str]:
@@ -173,7 +171,8 @@ def write_rejected(dataset_uri: str, rejected: Iterable[Rejected], base: Manifes
     known = _known(dataset_uri, base)
     rows = [row for row in _read(uri).to_pylist() if row["path"] in known] if known else []
     rows += [item.model_dump() for item in rejected]
-    storage.write(uri, _encode(sorted(rows, key=lambda row: row["path"]), _REJECTED))
+    rows.sort(key=lambda row: row["path"])
+    storage.write(uri, _encode(pa.Table.from_pylist(rows, _REJECTED) if rows else _REJECTED.empty_table()))
     return Counter(row["cause"] for row in rows)
 
 
@@ -181,7 +180,7 @@ def _read(uri: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(storage.read(uri)))
 
 
-def _encode(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
+def _encode(table: pa.Table) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()

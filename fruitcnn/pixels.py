@@ -4,19 +4,18 @@ The unit of work is a block: one row group (up to 256 rows) of one shard, read a
 of the manifest's shards, and within a shard in the order of its file.
 
     <cache>/pixels/<key>/pixels.u8      (N, H, W, 3) uint8
-    <cache>/pixels/<key>/rows.parquet   label, id, group, path of each row
+    <cache>/pixels/<key>/labels.npy     (N,) int64
+    <cache>/pixels/<key>/rows.parquet   id, group, path of each row
     <cache>/pixels/<key>/done.json      written last: without it the folder is made again
 The key is a hash over the shards' contents, the size in pixels and the decoder, so a cache is never out of date.
 """
 
 import dataclasses
-import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -46,9 +45,10 @@ class Block(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A block's rows: pixels (n, H, W, 3) uint8, and label, id, group, path in the columns of `rows`."""
+    """A block's rows: pixels (n, H, W, 3) uint8, labels (n,) int64; id, group and path in the columns of `rows`."""
 
     pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
     rows: pa.Table
 
 
@@ -79,7 +79,8 @@ class Pixels:
         return self._column("path")
 
     def _column(self, name: str) -> npt.NDArray[Any]:
-        return pq.read_table(self.folder / "rows.parquet", columns=[name])[name].to_numpy()
+        column = pq.read_table(self.folder / "rows.parquet", columns=[name])[name]
+        return np.array(column.to_pylist(), dtype=object)
 
 
 def load_pixels(
@@ -102,19 +103,17 @@ def load_pixels(
     shards = manifest.split(split)
     folder = cache.folder(cache_dir) / "pixels" / _key(shards, input_px)
     shape = (shards.num_rows, *input_px, 3)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not _is_whole(folder, shape):
-            try:
-                _fill(folder, dataset_uri, manifest, shards, input_px, num_threads)
-            except OSError as error:
-                if isinstance(error, storage.StorageError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                shutil.rmtree(folder, ignore_errors=True)
-                raise _no_room(folder, shape) from error
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not _is_whole(folder):
+                _fill(folder, dataset_uri, shards, input_px, manifest.max_pixels, num_threads)
+    except OSError as error:
+        if isinstance(error, storage.StorageError):
+            raise
+        raise _unusable(folder, error, int(np.prod(shape))) from error
     pixels = np.memmap(folder / "pixels.u8", np.uint8, "r", shape=shape)
-    labels = pq.read_table(folder / "rows.parquet", columns=["label"])["label"].to_numpy()
-    return Pixels(pixels, labels, folder)
+    return Pixels(pixels, np.load(folder / "labels.npy"), folder)
 
 
 def blocks(split: Split) -> list[Block]:
@@ -147,8 +146,8 @@ def decode_block(dataset_uri: str, block: Block, input_px: tuple[int, int], max_
             pixels[index] = images.decode(data, input_px, max_pixels).pixels
         except images.ImageError as error:
             raise DatasetError(f"{shard_uri}: {paths[index]} does not decode ({error}); restore the shard") from error
-    rows = pa.table({"label": table["label"], "id": table["id"], "group": table["group"], "path": paths})
-    return Decoded(pixels, rows)
+    rows = pa.Table.from_arrays([table["id"], table["group"], paths], ["id", "group", "path"])
+    return Decoded(pixels, np.array(table["label"].to_pylist(), np.int64), rows)
 
 
 def _key(split: Split, input_px: tuple[int, int]) -> str:
@@ -158,44 +157,44 @@ def _key(split: Split, input_px: tuple[int, int]) -> str:
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]
 
 
-def _is_whole(folder: Path, shape: tuple[int, ...]) -> bool:
+def _is_whole(folder: Path) -> bool:
     try:
-        done = json.loads((folder / "done.json").read_text())
-        return bool(done["shape"] == list(shape)) and (folder / "pixels.u8").stat().st_size == int(np.prod(shape))
-    except (OSError, ValueError, KeyError):
+        sizes = json.loads((folder / "done.json").read_text())
+        return all((folder / name).stat().st_size == num_bytes for name, num_bytes in sizes.items())
+    except (OSError, ValueError):
         return False
 
 
 def _fill(
     folder: Path,
     dataset_uri: str,
-    manifest: Manifest,
     split: Split,
     input_px: tuple[int, int],
+    max_pixels: int,
     num_threads: int | None,
 ) -> None:
     """Make the cache folder anew; with pwrite, not through a map: a full disk must be an error, not a SIGBUS."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     row_bytes = int(np.prod(input_px)) * 3
-    todo = blocks(split)
     with (folder / "pixels.u8").open("wb") as file, ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-        file.truncate(split.num_rows * row_bytes)
 
-        def work(block: Block) -> pa.Table:
-            decoded = decode_block(dataset_uri, block, input_px, manifest.max_pixels)
-            _write_at(file.fileno(), decoded.pixels, block.start * row_bytes)
-            return decoded.rows
+        def work(block: Block) -> tuple[npt.NDArray[np.int64], pa.Table]:
+            pixels, labels, rows = decode_block(dataset_uri, block, input_px, max_pixels)
+            _write_at(file.fileno(), pixels, block.start * row_bytes)
+            return labels, rows
 
-        futures = [pool.submit(work, block) for block in todo]
+        futures = [pool.submit(work, block) for block in blocks(split)]
         try:
-            tables = [future.result() for future in futures]
+            labels, tables = zip(*(future.result() for future in futures), strict=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
         os.fsync(file.fileno())
+    np.save(folder / "labels.npy", np.concatenate(labels))
     pq.write_table(pa.concat_tables(tables), folder / "rows.parquet")
-    (folder / "done.json").write_text(json.dumps({"shape": [split.num_rows, *input_px, 3], "source": manifest.source}))
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    (folder / "done.json").write_text(json.dumps(sizes))
 
 
 def _write_at(file: int, pixels: npt.NDArray[np.uint8], offset: int) -> None:
@@ -205,9 +204,10 @@ def _write_at(file: int, pixels: npt.NDArray[np.uint8], offset: int) -> None:
         rest, offset = rest[written:], offset + written
 
 
-def _no_room(folder: Path, shape: Sequence[int]) -> UsageError:
-    free_bytes = shutil.disk_usage(folder.parent).free
+def _unusable(folder: Path, error: OSError, wanted_bytes: int) -> UsageError:
+    shutil.rmtree(folder, ignore_errors=True)
+    there = next(parent for parent in folder.parents if parent.exists())
     return UsageError(
-        f"cache folder {folder.parent}: got {free_bytes:,} free bytes, wanted {int(np.prod(shape)):,} for the decoded "
-        "pixels; make room, or name a roomier folder in FRUITCNN_CACHE"
+        f"cache folder {folder.parent}: {error.strerror or error}; got {shutil.disk_usage(there).free:,} free bytes, "
+        f"wanted {wanted_bytes:,} for the decoded pixels; make room, or name another folder in FRUITCNN_CACHE"
     )

@@ -41,6 +41,15 @@ def any_prefix(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
+def ray_session(s3: LocalS3) -> Iterator[None]:
+    """The one Ray session of the whole run; after s3, so that its workers know the AWS_* variables too."""
+    from jobs.session import ray_session
+
+    with ray_session():
+        yield
+
+
+@pytest.fixture(scope="session")
 def fruits_zip() -> Path:
     """The Fruits-360 sample zip that FRUITCNN_FRUITS360 names."""
     return _file_from_environment("FRUITCNN_FRUITS360")
