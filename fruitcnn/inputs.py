@@ -1,0 +1,175 @@
+"""What `--images` names -> a stream of inputs, in an order that depends on their names alone. First step of classify.
+
+A folder, an s3 prefix, one file, a .zip, .tar or .tar.gz, a .txt or .parquet list of URIs (archives among them),
+or a data set written by shard (one of its splits). Every regular file is an input, whatever its name ends in: what is
+no picture comes out as a rejected row, never as silence. Only hidden and system files (.git/, .DS_Store, Thumbs.db,
+__MACOSX/) are passed over, and counted. Archives found in a folder or a list are read in place.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fruitcnn import archives, manifest, sorting, storage
+from fruitcnn.errors import UsageError
+
+Kind = Literal["files", "archive", "list", "dataset"]
+
+UNKNOWN_BYTES = -1
+LIST_COLUMNS = ("uri", "id", "path", "url")
+_SYSTEM_NAMES = {"Thumbs.db", "desktop.ini", "__MACOSX"}
+
+
+class Input(NamedTuple):
+    """One picture to classify, or what claims to be one, and all that is needed to read it."""
+
+    container: str  # URI of the archive or shard it lies in; "": an object of its own
+    name: str  # URI of the object, name of the member, "" for a row of a shard
+    offset: int  # zip, tar: bytes into the archive; shard: row number
+    size_bytes: int  # UNKNOWN_BYTES in lists of URIs
+    stored_bytes: int  # members: size inside the archive
+    method: int | None  # members: compression method (archives.Member)
+    crc32: int | None
+
+    @property
+    def id(self) -> str:
+        """URI, or archive URI + "!" + member; rows of shards have theirs in the shard."""
+        return f"{self.container}!{self.name}" if self.container else self.name
+
+    @property
+    def member(self) -> archives.Member:
+        """The same as archives.py wants it."""
+        return archives.Member(self.name, self.size_bytes, self.crc32, self.offset, self.stored_bytes, self.method)
+
+
+class Listing:
+    """The inputs under one URI: iterate once; afterwards num_hidden and num_repeated say what was passed over."""
+
+    def __init__(self, images: str, split: str | None = None) -> None:
+        self.images = storage.normalise(images)
+        self.kind = kind_of(self.images)
+        self.split = split
+        self.num_hidden = 0
+        self.num_repeated = 0
+        if split and self.kind != "dataset":
+            raise UsageError(f"--split {split}: {self.images} is no data set written by jobs.shard; leave --split out")
+
+    def __iter__(self) -> Iterator[Input]:
+        if self.kind == "dataset":
+            yield from dataset_rows(self.images, self.split)
+            return
+        for name, size_bytes in sorting.sort_unique(self._objects(), self._count_repeated):
+            if archives.is_archive(name):
+                yield from archive_members(name, size_bytes, self._count_hidden)
+            else:
+                yield _object(name, size_bytes)
+
+    def _objects(self) -> Iterator[tuple[str, int]]:
+        if self.kind == "list":
+            yield from read_list(self.images)
+            return
+        for entry in _files(self.images):
+            if _is_hidden(entry.uri.removeprefix(self.images)):
+                self._count_hidden()
+            else:
+                yield entry.uri, entry.size_bytes
+
+    def _count_hidden(self) -> None:
+        self.num_hidden += 1
+
+    def _count_repeated(self) -> None:
+        self.num_repeated += 1
+
+
+def kind_of(images: str) -> Kind:
+    """What the URI is; a name ending like an archive or a list that is a folder counts as a folder."""
+    if images.lower().endswith((".txt", ".parquet")) and storage.exists(images):
+        return "list"
+    if archives.is_archive(images) and storage.exists(images):
+        return "archive"
+    return "dataset" if storage.exists(manifest.manifest_uri(images)) else "files"
+
+
+def dataset_rows(dataset_uri: str, split: str | None) -> Iterator[Input]:
+    """The rows of a data set, all splits or one, by position; sizes are the mean of their shard."""
+    books = manifest.load_manifest(dataset_uri)
+    for name in [split] if split else sorted(books.splits):
+        for shard in books.split(name).shards:
+            mean_bytes = shard.num_bytes // max(1, shard.num_rows)
+            uri = storage.join(dataset_uri, shard.path)
+            for row in range(shard.num_rows):
+                yield Input(uri, "", row, mean_bytes, 0, None, None)
+
+
+def archive_members(uri: str, size_bytes: int, on_hidden: Callable[[], None]) -> Iterator[Input]:
+    """The members of an archive in the archive's order; of an archive that cannot be listed, one input: itself.
+
+    A repeated member name gets "#" and its offset, so that ids stay unique.
+    """
+    seen: set[int] = set()
+    try:
+        for member in archives.list_members(archives.seekable(uri)):
+            if _is_hidden(member.name):
+                on_hidden()
+                continue
+            name = f"{member.name}#{member.offset}" if hash(member.name) in seen else member.name
+            seen.add(hash(member.name))
+            yield Input(uri, name, member.offset, member.size_bytes, member.stored_bytes, member.method, member.crc32)
+    except (archives.ArchiveError, storage.NotFoundError, storage.PermissionDeniedError):
+        # Reading it again when its part is classified says why, in its row.
+        yield _object(uri, size_bytes)
+
+
+def read_list(uri: str) -> Iterator[tuple[str, int]]:
+    """(URI, UNKNOWN_BYTES) per line of a .txt or row of a .parquet (column uri, id, path, url, or the only text one).
+
+    Blank lines and lines starting with # are passed over. Raises UsageError for a list without such a column.
+    """
+    names = _text_lines(uri) if uri.lower().endswith(".txt") else _parquet_names(uri)
+    for name in names:
+        yield storage.normalise(name), UNKNOWN_BYTES
+
+
+def _text_lines(uri: str) -> Iterator[str]:
+    for raw in storage.read(uri).splitlines():
+        line = raw.decode("utf-8", "surrogateescape").strip()
+        if line and not line.startswith("#"):
+            yield line
+
+
+def _parquet_names(uri: str) -> Iterator[str]:
+    filesystem, path = storage.parquet_filesystem(uri)
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        texts = [field.name for field in file.schema_arrow if field.type in (pa.string(), pa.large_string())]
+        wanted = [name for name in LIST_COLUMNS if name in texts] or (texts if len(texts) == 1 else [])
+        if not wanted:
+            raise UsageError(
+                f"--images {uri}: got the text columns {', '.join(texts) or 'none'}, "
+                f"wanted one of {', '.join(LIST_COLUMNS)}"
+            )
+        for batch in file.iter_batches(columns=[wanted[0]]):
+            yield from (name for name in batch.column(0).to_pylist() if name)
+
+
+def _files(images: str) -> Iterator[storage.Entry]:
+    """What lies under the URI; if nothing does, the file that it names."""
+    num_found = 0
+    for num_found, entry in enumerate(storage.list_files(images), 1):  # noqa: B007
+        yield entry
+    if num_found == 0:
+        try:
+            yield storage.Entry(images, storage.size_bytes(images))
+        except (storage.NotFoundError, storage.InvalidUriError) as error:
+            raise UsageError(
+                f"--images {images}: nothing is there; wanted a folder, prefix, archive or list"
+            ) from error
+
+
+def _object(name: str, size_bytes: int) -> Input:
+    return Input("", name, 0, size_bytes, 0, None, None)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") or part in _SYSTEM_NAMES for part in path.split("/") if part)
