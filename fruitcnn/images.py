@@ -40,6 +40,8 @@ _TRUNCATED_WORDS = ("truncated", "not enough", "requires a buffer", "too short")
 _UNSUPPORTED_WORDS = ("support", "not available", "cannot handle", "unknown", "unrecognized image mode")
 _OTHER_SIGNATURES = {b"<svg": "SVG", b"%PDF": "PDF", b"ftyphe": "HEIC", b"ftypmif1": "HEIF", b"ftypmsf1": "HEIF"}
 
+_BLOCK_PIXELS = 1 << 20
+_APP1, _START_OF_SCAN = 0xE1, 0xDA  # JPEG markers
 _ORIENTATION_TAG = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 _TRANSPOSITIONS = {
@@ -156,13 +158,14 @@ def _decode_other(
 
 
 def _jpeg_exif(data: bytes) -> bytes:
-    """Return the EXIF block of a JPEG's header, or nothing."""
-    if b"Exif\0\0" not in data:  # most JPEGs have none, and this costs less than a walk over the markers
-        return b""
-    start = 2
-    while data[start : start + 1] == b"\xff" and (marker := data[start + 1 : start + 2]) != b"\xda":
-        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
-        if marker == b"\xe1" and data.startswith(b"Exif\0\0", start + 4):
+    """Return the EXIF block of a JPEG's header, or nothing: a walk from marker to marker, microseconds at any size."""
+    start, last = 2, len(data) - 4
+    while start < last and data[start] == 0xFF and data[start + 1] != _START_OF_SCAN:
+        if data[start + 1] == 0xFF:  # a fill byte
+            start += 1
+            continue
+        end = start + 2 + (data[start + 2] << 8) + data[start + 3]
+        if data[start + 1] == _APP1 and data.startswith(b"Exif\0\0", start + 4):
             return data[start + 4 : end]
         start = end
     return b""
@@ -201,22 +204,29 @@ def _to_8_bits(values: npt.NDArray[np.generic]) -> Image.Image:
     Integers within 0..65535 are 16-bit levels, floats within 0..1 fractions, floats within 0..255 8-bit levels; of
     anything else the darkest value becomes black and the brightest white.
     """
-    levels = np.nan_to_num(values.astype(np.float64))
-    low, high = float(levels.min()), float(levels.max())
-    ranges = (65535.0,) if values.dtype.kind in "iu" else (1.0, 255.0, 65535.0)
-    white = next((top for top in ranges if low >= 0 and high <= top), None)
-    black, white = (0.0, white) if white else (low, max(high, low + 1))
-    return Image.fromarray(np.rint((levels - black) * (255 / (white - black))).astype(np.uint8))
+    with np.errstate(all="ignore"):  # a damaged file holds any float
+        levels = np.nan_to_num(values) if values.dtype.kind == "f" else values
+        low, high = float(levels.min()), float(levels.max())
+        ranges = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
+        white = next((top for top in ranges if low >= 0 and high <= top), None)
+        black, white = (0.0, white) if white else (low, max(high, low + 1))
+        grey = np.empty(levels.size, np.uint8)
+        for start in range(0, levels.size, _BLOCK_PIXELS):  # a float64 copy of it all could be gigabytes
+            block = levels.reshape(-1)[start : start + _BLOCK_PIXELS].astype(np.float64)
+            grey[start : start + _BLOCK_PIXELS] = np.rint((block - black) * (255 / (white - black)))
+    return Image.fromarray(grey.reshape(levels.shape))
 
 
 def _resize(pixels: Pixels, input_px: tuple[int, int] | None) -> Pixels:
     if input_px is None or pixels.shape[:2] == input_px:
         return pixels
     height, width = input_px
-    shrunk = tuple(want if have >= 2 * want else have for have, want in zip(pixels.shape, input_px, strict=False))
-    if pixels.shape[:2] != shrunk:
-        pixels = cv2.resize(pixels, shrunk[::-1], interpolation=cv2.INTER_AREA)
-    if shrunk != (height, width):
+    old_height, old_width = pixels.shape[:2]
+    mid_height = height if old_height >= 2 * height else old_height
+    mid_width = width if old_width >= 2 * width else old_width
+    if (mid_height, mid_width) != (old_height, old_width):
+        pixels = cv2.resize(pixels, (mid_width, mid_height), interpolation=cv2.INTER_AREA)
+    if (mid_height, mid_width) != (height, width):
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     return pixels
 

@@ -230,6 +230,11 @@ def test_a_damaged_exif_block_does_not_damage_the_picture(block):
     assert check(data) == (WIDTH_PX, HEIGHT_PX)
 
 
+def test_fill_bytes_before_the_exif_block_are_skipped():
+    data = encoded(picture(), "JPEG", exif=exif_block(6))
+    assert check(data[:2] + b"\xff\xff" + data[2:]) == (HEIGHT_PX, WIDTH_PX)
+
+
 def test_only_the_exif_of_the_header_counts():
     data = encoded(picture(), "JPEG")
     assert check(data + encoded(picture(), "JPEG", exif=exif_block(6))) == (WIDTH_PX, HEIGHT_PX)
@@ -397,6 +402,12 @@ def test_what_is_no_picture_is_named(data, cause):
 def test_eps_never_starts_a_program(monkeypatch):
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
     assert outcome(encoded(picture(), "EPS")) == "unsupported"
+
+
+def test_a_harmless_libjpeg_warning_hides_no_truncation():
+    data = mixed_set()["JPEG of an unknown JFIF revision"]
+    assert {outcome(cut) for cut in cuts(data)} <= CUT_CAUSES
+    assert outcome(data) == "decoded"
 
 
 def test_a_12_bit_jpeg_is_unsupported():
