@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fruitcnn import storage_local, storage_s3
+from fruitcnn import storage_clients, storage_local, storage_s3
 from fruitcnn.storage_errors import (
     InvalidUriError,
     NotFoundError,
@@ -247,7 +247,7 @@ def parquet_filesystem(uri: str) -> tuple["pyarrow.fs.FileSystem", str]:
         raise from_os(uri, error) from error
     if not is_s3(uri):
         return pyarrow.fs.LocalFileSystem(), uri
-    found = storage_s3.credentials(uri)
+    found = storage_clients.credentials_of(uri)
     # S3FileSystem knows neither AWS_ENDPOINT_URL nor the profiles and roles of boto3.
     scheme, _, host = (found.endpoint or "").rpartition("://")
     filesystem = pyarrow.fs.S3FileSystem(

@@ -32,7 +32,7 @@ class UnavailableError(StorageError):
 
 
 class InvalidUriError(StorageError, UsageError):
-    """The URI cannot name anything: wrong scheme, empty, no bucket, or a key that S3 clients cannot address."""
+    """The URI cannot name anything: wrong scheme, empty, no bucket, or a key that cannot be written."""
 
 
 def from_os(uri: str, error: OSError | ValueError) -> StorageError:
@@ -64,7 +64,7 @@ CREDENTIALS_HINT = "check the credentials (AWS_PROFILE, or AWS_ACCESS_KEY_ID wit
 
 def is_busy(error: BaseException) -> bool:
     """Whether the server said "later": throttling, overload, or two conditional writes that met (409)."""
-    text = str(error)
+    text = _text_of(error)
     status = _found(_STATUS, text)
     return status in ("429", "500", "502", "503", "504") or "ConditionalRequestConflict" in text
 
@@ -73,7 +73,7 @@ def from_s3(uri: str, endpoint: str, error: BaseException) -> StorageError:
     """What an error of obstore or botocore means for `uri`."""
     if isinstance(error, StorageError):
         return error
-    text = str(error)
+    text, kind = _text_of(error), type(error).__name__
     bucket = uri.removeprefix("s3://").partition("/")[0]
     status, code = _found(_STATUS, text), _found(_CODE, text)
     detail = f"{code}: {_found(_MESSAGE, text)}" if code else f"status {status}"
@@ -83,17 +83,27 @@ def from_s3(uri: str, endpoint: str, error: BaseException) -> StorageError:
         return StorageError(uri, f"bucket {bucket} lies in another region: set AWS_REGION to it ({detail})")
     if code in _DENIED_CODES or status in ("401", "403"):
         return PermissionDeniedError(uri, f"refused ({detail}): {CREDENTIALS_HINT} and their rights on {bucket}")
-    if type(error).__name__ == "UnauthenticatedError" or "botocore" in type(error).__module__:
-        return PermissionDeniedError(uri, f"no usable AWS credentials ({type(error).__name__}): {CREDENTIALS_HINT}")
+    if kind == "UnauthenticatedError" or any(each in kind for each in ("Credential", "Profile", "Token")):
+        return PermissionDeniedError(uri, f"no usable AWS credentials ({kind}): {CREDENTIALS_HINT}")
     if isinstance(error, FileNotFoundError) or status == "404":
         return NotFoundError(uri, "no such object")
     if is_busy(error):
         return UnavailableError(uri, f"{endpoint} stayed too busy ({status} {detail}): try again later or more gently")
     if "kind: Connect" in text or "kind: Timeout" in text or "kind: Request" in text:
         return UnavailableError(uri, f"cannot reach {endpoint} ({_network_cause(text)}): check AWS_ENDPOINT_URL")
-    if isinstance(error, ValueError) or type(error).__name__ == "InvalidPathError":
+    if isinstance(error, ValueError) or kind == "InvalidPathError":
         return InvalidUriError(uri, _first_line(text))
     return StorageError(uri, detail if status else _first_line(text))
+
+
+def _text_of(error: BaseException) -> str:
+    """The text of an error; of a botocore answer, status and code in the form that S3 and obstore write them."""
+    answer = getattr(error, "response", None)
+    if not isinstance(answer, dict):
+        return str(error)
+    said = answer.get("Error", {})
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
+    return f"status code: {status} <Code>{said.get('Code')}</Code><Message>{said.get('Message')}</Message>"
 
 
 def _found(pattern: re.Pattern[str], text: str) -> str:

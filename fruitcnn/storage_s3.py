@@ -1,68 +1,29 @@
-"""The S3 half of storage.py: obstore for the bytes, a boto3 session for credentials and region.
+"""The S3 half of storage.py: obstore moves the bytes, storage_clients.py gives it clients and credentials.
 
 Time limits: a refused connection fails within 10 s and a host that does not answer within 30 s (retries included);
 an answer that stalls for 30 s is retried; a bucket that throttles is asked again, ever more slowly, for two minutes.
 """
 
-import functools
 import itertools
-import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, InvalidPathError
 from obstore.store import S3Store
 
-from fruitcnn.storage_errors import (
-    CREDENTIALS_HINT,
-    InvalidUriError,
-    NotFoundError,
-    PermissionDeniedError,
-    StorageError,
-    from_s3,
-    is_busy,
-)
-
-if TYPE_CHECKING:
-    from obstore import ObjectMeta
-    from obstore.store import ClientConfig, RetryConfig, S3Config
+from fruitcnn import storage_odd_keys
+from fruitcnn.storage_clients import Client, client_of
+from fruitcnn.storage_errors import InvalidUriError, NotFoundError, StorageError, from_s3, is_busy
 
 BUSY_SECONDS = 120.0
-_TIMEOUTS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "15m"}
-_RETRIES: "RetryConfig" = {
-    "max_retries": 6,
-    "retry_timeout": timedelta(seconds=20),
-    "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2},
-}
-_SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE",
-             "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE",
-             "AWS_SHARED_CREDENTIALS_FILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE")  # fmt: skip
+_UPLOAD_PART_BYTES = 16 << 20
 _DOWNLOAD_CHUNK_BYTES = 8 << 20
-_DELETE_BATCH = 1000  # S3's own limit for one request
+_PAGE_KEYS = 1000  # S3's own limit for one listing or deleting request
 _Result = TypeVar("_Result")
-_started_in_process: int | None = None
-_known_buckets: set["_Client"] = set()
-
-
-@dataclass(frozen=True, eq=False)
-class _Client:
-    store: S3Store
-    endpoint: str
-
-
-class Credentials(NamedTuple):
-    """What another S3 library needs to reach the same place."""
-
-    access_key: str
-    secret_key: str
-    session_token: str | None
-    region: str
-    endpoint: str | None
+_known_buckets: set[Client] = set()
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -71,90 +32,27 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def credentials(uri: str) -> Credentials:
-    """The credentials, region and endpoint in force; PermissionDeniedError when the session finds none."""
-    session = _session(uri)
-    found = session.get_credentials()
-    if found is None:
-        raise PermissionDeniedError(uri, f"no AWS credentials found: {CREDENTIALS_HINT}")
-    frozen = found.get_frozen_credentials()
-    return Credentials(frozen.access_key, frozen.secret_key, frozen.token, _region(session), _endpoint())
-
-
-def _session(uri: str) -> Any:
-    import boto3
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        return boto3.Session()
-    except BotoCoreError as error:  # for example a profile that no file holds; its text names it and no secret
-        raise PermissionDeniedError(uri, f"{error}: {CREDENTIALS_HINT}") from error
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-def _region(session: Any) -> str:
-    return os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
-
-
-def _client(uri: str) -> _Client:
-    """The client for the bucket of `uri`, one per process, bucket and settings in the environment."""
-    global _started_in_process
-    process = os.getpid()
-    if _started_in_process not in (None, process):
-        # obstore's threads do not survive a fork: the first request in the child would hang for ever.
-        raise StorageError(uri, "S3 was used before this process was forked: start processes by spawn or forkserver")
-    _started_in_process = process
-    return _client_with(split(uri)[0], tuple(map(os.environ.get, _SETTINGS)))
-
-
-@functools.lru_cache(maxsize=32)
-def _client_with(bucket: str, _settings: tuple[str | None, ...]) -> _Client:
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    uri = f"s3://{bucket}"
-    session = _session(uri)
-    endpoint, region = _endpoint(), _region(session)
-    try:
-        # botocore renews credentials at least 10 minutes before they expire, so 5 minutes of caching are safe and
-        # the default of 30 is not.
-        provider = Boto3CredentialProvider(session, ttl=timedelta(minutes=5))
-    except ValueError as error:
-        raise PermissionDeniedError(uri, f"no AWS credentials found: {CREDENTIALS_HINT}") from error
-    options: ClientConfig = {**_TIMEOUTS, "allow_http": bool(endpoint and endpoint.startswith("http://"))}
-    config: S3Config = {"region": region}
-    if endpoint:
-        config["endpoint"] = endpoint
-    store = S3Store(
-        bucket,
-        config=config,
-        client_options=options,
-        retry_config=_RETRIES,
-        credential_provider=provider,
-    )
-    return _Client(store, endpoint or f"Amazon S3 in {region}")
-
-
 def _call(uri: str, request: Callable[[S3Store, str], _Result]) -> _Result:
-    """Run `request(store, key)`, patiently while the server says that it is busy; all errors as StorageError."""
+    """Run `request(store, key)`, patiently; refuses keys that obstore cannot name."""
     key = split(uri)[1]
-    if not key.isprintable() or "" in key.split("/"):
-        raise InvalidUriError(
-            uri, "the object store client cannot address a key with an empty part or a control character"
-        )
+    if storage_odd_keys.is_odd(key):
+        raise InvalidUriError(uri, "a key with an empty or dotted part or a control character can only be read")
+    return _patiently(uri, lambda client: request(client.store, key))
+
+
+def _patiently(uri: str, request: Callable[[Client], _Result]) -> _Result:
+    """Run a request again while the server says that it is busy; every error comes out as StorageError."""
     deadline = time.monotonic() + BUSY_SECONDS
     for attempt in itertools.count():
-        client = _client(uri)
+        client = client_of(uri)
         try:
-            return request(client.store, key)
+            return request(client)
         except Exception as error:  # noqa: BLE001 - obstore raises builtin classes too; every one is translated
             _pause_or_raise(uri, client, error, attempt, deadline)
     raise AssertionError("unreachable")
 
 
-def _pause_or_raise(uri: str, client: _Client, error: Exception, attempt: int, deadline: float) -> None:
+def _pause_or_raise(uri: str, client: Client, error: Exception, attempt: int, deadline: float) -> None:
     """Sleep before the next attempt when the server is busy and there is time left; else the translated error."""
     pause_seconds = min(20.0, 2.0**attempt) * random.uniform(0.5, 1.0)
     if not is_busy(error) or time.monotonic() + pause_seconds > deadline:
@@ -165,11 +63,16 @@ def _pause_or_raise(uri: str, client: _Client, error: Exception, attempt: int, d
 
 def read(uri: str) -> bytes:
     """The whole object."""
+    bucket, key = split(uri)
+    if key and storage_odd_keys.is_odd(key):
+        return _patiently(uri, lambda client: storage_odd_keys.read(client, bucket, key))
     return _call(uri, lambda store, key: obstore.get(store, key).bytes().to_bytes())
 
 
 def read_range(uri: str, start: int, length: int) -> bytes:
     """At most `length` bytes from `start` on."""
+    if storage_odd_keys.is_odd(split(uri)[1]):
+        return read(uri)[start : start + length]
 
     def request(store: S3Store, key: str) -> bytes:
         try:
@@ -193,7 +96,7 @@ def size_bytes(uri: str) -> int:
 
 def _check_bucket(uri: str) -> None:
     """NotFoundError naming the bucket when it is the bucket that is missing; asked once per client."""
-    client = _client(uri)
+    client = client_of(uri)
     if client not in _known_buckets:
         next(iter(_pages(uri, "no/such/prefix")), None)
         _known_buckets.add(client)
@@ -201,7 +104,7 @@ def _check_bucket(uri: str) -> None:
 
 def write(uri: str, data: bytes) -> None:
     """Replace the object (S3 shows it whole or not at all)."""
-    _call(uri, lambda store, key: obstore.put(store, key, data, chunk_size=16 << 20))
+    _call(uri, lambda store, key: obstore.put(store, key, data, chunk_size=_UPLOAD_PART_BYTES))
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
@@ -224,7 +127,7 @@ def upload(path: str, uri: str) -> None:
 
     def request(store: S3Store, key: str) -> None:
         with open(path, "rb") as file:
-            obstore.put(store, key, file, chunk_size=16 << 20)
+            obstore.put(store, key, file, chunk_size=_UPLOAD_PART_BYTES)
 
     _call(uri, request)
 
@@ -247,33 +150,55 @@ def list_files(uri: str) -> Iterator[tuple[str, int]]:
     for page in _pages(uri, prefix):
         for entry in page:
             found = f"s3://{bucket}/{entry['path']}"
-            if entry["size"] or not _is_marker(found):
+            if entry["size"] or not _is_marker(found, entry["path"]):
                 yield found, entry["size"]
 
 
-def _pages(uri: str, prefix: str) -> Iterator[Sequence["ObjectMeta"]]:
-    """The listing, page by page; after a busy answer it goes on behind the last key that was seen."""
+def _pages(uri: str, prefix: str) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """The listing, page by page; after a busy answer or an odd key it goes on behind the last key that was seen."""
     last_key: str | None = None
-    deadline = time.monotonic() + BUSY_SECONDS
-    for attempt in itertools.count():
-        client = _client(uri)
+    attempt, deadline = 0, time.monotonic() + BUSY_SECONDS
+    while True:
+        client = client_of(uri)
         try:
-            for page in obstore.list(client.store, prefix or None, offset=last_key, chunk_size=1000):
+            for page in _obstore_or_odd_pages(client, split(uri)[0], prefix, last_key):
                 yield page
-                last_key = page[-1]["path"]
-                deadline = time.monotonic() + BUSY_SECONDS
+                last_key = str(page[-1]["path"])
+                attempt, deadline = 0, time.monotonic() + BUSY_SECONDS
             return
         except Exception as error:  # noqa: BLE001
             _pause_or_raise(uri, client, error, attempt, deadline)
+            attempt += 1
 
 
-def _is_marker(uri: str) -> bool:
+def _obstore_or_odd_pages(
+    client: Client, bucket: str, prefix: str, last_key: str | None
+) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """Pages of obstore; where it gives up on an odd key, one page of boto3, then obstore again."""
+    while True:
+        if last_key is None or not storage_odd_keys.is_odd(last_key):
+            try:
+                for page in obstore.list(client.store, prefix or None, offset=last_key, chunk_size=_PAGE_KEYS):
+                    yield page
+                    last_key = page[-1]["path"]
+                return
+            except InvalidPathError:
+                pass
+        odd_page = storage_odd_keys.list_page(client, bucket, prefix, last_key)
+        if not odd_page:
+            return
+        yield odd_page
+        last_key = odd_page[-1]["path"]
+
+
+def _is_marker(uri: str, key: str) -> bool:
     """Whether an empty object is a folder marker: obstore lists the key `a/` as `a`, but there is no object `a`."""
+    if key.endswith("/"):
+        return True
     try:
-        _call(uri, obstore.head)
+        return not storage_odd_keys.is_odd(key) and _call(uri, obstore.head) is None
     except NotFoundError:
         return True
-    return False
 
 
 def delete(uri: str) -> None:
@@ -285,7 +210,7 @@ def delete_prefix(uri: str) -> None:
     """Remove every object under a prefix."""
     if not split(uri)[1]:
         raise StorageError(uri, "refusing to empty a whole bucket: name a prefix in it")
-    while batch := [split(each)[1] for each, _ in itertools.islice(list_files(uri), _DELETE_BATCH)]:
+    while batch := [split(each)[1] for each, _ in itertools.islice(list_files(uri), _PAGE_KEYS)]:
         _delete_batch(uri, batch)
 
 
