@@ -1,0 +1,137 @@
+"""Training state <-> run folder: complete or absent, written beside the step loop; between replica and train. Pure.
+
+    <run>/checkpoints/step-00000123/weights.npz optimizer.npz   arrays without pickle, in the order of the variables
+    <run>/checkpoints/step-00000123/manifest.json               written LAST, with the hashes of both
+
+Because the order of rows and their augmentation are functions of the step, weights + optimizer + step is all there is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fruitcnn import storage
+
+_LOG = logging.getLogger(__name__)
+
+
+class State(NamedTuple):
+    """What training goes on from: `weights` and `optimizer` in the order of the Keras variables."""
+
+    step: int
+    weights: list[np.ndarray]
+    optimizer: list[np.ndarray]
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the folder name of the checkpoint taken after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def save(run: str, state: State, facts: dict[str, Any]) -> str:
+    """Write one checkpoint, its manifest last, with `facts` in it; return its name. Raises StorageError."""
+    name = checkpoint_name(state.step)
+    folder = storage.join(run, "checkpoints", name)
+    files = {"weights.npz": _pack(state.weights), "optimizer.npz": _pack(state.optimizer)}
+    for file, data in files.items():
+        storage.write(storage.join(folder, file), data)
+    hashes = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
+    storage.write_json(storage.join(folder, "manifest.json"), facts | {"step": state.step, "sha256": hashes})
+    return name
+
+
+def load(run: str, name: str) -> State:
+    """Read one checkpoint. Raises ValueError if a file does not match its hash, StorageError if one is missing."""
+    folder = storage.join(run, "checkpoints", name)
+    manifest = storage.read_json(storage.join(folder, "manifest.json"))
+    arrays = {}
+    for file, wanted in manifest["sha256"].items():
+        data = storage.read(storage.join(folder, file))
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise ValueError(f"{storage.join(folder, file)}: its sha256 differs from manifest.json's: torn or changed")
+        arrays[file] = _unpack(data)
+    return State(manifest["step"], arrays["weights.npz"], arrays["optimizer.npz"])
+
+
+def facts(run: str, name: str) -> dict[str, Any]:
+    """Return the manifest of one checkpoint. Raises StorageError if there is none."""
+    return storage.read_json(storage.join(run, "checkpoints", name, "manifest.json"))
+
+
+def complete(run: str) -> list[str]:
+    """Return the names of the checkpoints that have a manifest, oldest first."""
+    folder = storage.join(run, "checkpoints")
+    manifests = (entry.uri for entry in storage.list_files(folder) if entry.uri.endswith("/manifest.json"))
+    return sorted(storage.name(uri.removesuffix("/manifest.json")) for uri in manifests)
+
+
+def latest(run: str) -> State | None:
+    """Return the newest checkpoint that is whole, or None. A torn one is passed over with a warning."""
+    for name in reversed(complete(run)):
+        try:
+            return load(run, name)
+        except (ValueError, storage.StorageError) as error:
+            _LOG.warning("checkpoint %s is passed over: %s", name, error)
+    return None
+
+
+def prune(run: str, keep: int, best: str | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the `best` one."""
+    for name in complete(run)[:-keep]:
+        if name != best:
+            folder = storage.join(run, "checkpoints", name)
+            # The manifest goes first, so that a half-deleted checkpoint is none.
+            storage.delete(storage.join(folder, "manifest.json"))
+            storage.delete_prefix(folder)
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own, one at a time and in order."""
+
+    def __init__(self, run: str, keep: int, best: str | None = None, best_score: float = -1.0) -> None:
+        """`best` and `best_score` come from a run that is resumed."""
+        self.run, self.keep, self.best, self.best_score = run, keep, best, best_score
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def submit(self, state: State, score: float | None, facts: dict[str, Any]) -> None:
+        """Write `state` beside the caller; waits only for the write before it, and raises what that one met."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(state, score, facts), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until all is written. Raises StorageError where a write failed."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, state: State, score: float | None, facts: dict[str, Any]) -> None:
+        try:
+            name = save(self.run, state, facts)
+            if score is not None and score >= self.best_score:
+                self.best, self.best_score = name, score
+            prune(self.run, self.keep, self.best)
+        except (OSError, ValueError) as error:
+            self._error = error
+
+
+def _pack(arrays: Sequence[np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{f"{index:05d}": array for index, array in enumerate(arrays)})
+    return buffer.getvalue()
+
+
+def _unpack(data: bytes) -> list[np.ndarray]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        return [archive[name] for name in sorted(archive.files)]

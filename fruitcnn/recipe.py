@@ -1,0 +1,152 @@
+"""What a training run is asked to do: config, presets and what identifies a run. Pure; train.py carries it out."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fruitcnn.sampling import rank_slice
+
+ARCHITECTURES = ("small_cnn", "base_cnn", "custom_cnn", "vgg13", "lenet5", "alexnet")
+_WITH_GHOSTS = ("small_cnn", "base_cnn")
+
+# Where and how fast a run is carried out; everything else decides what comes out of it.
+_EXECUTION = frozenset(
+    {"dataset", "run", "num_workers", "cpus_per_worker", "use_gpu", "checkpoint_seconds", "keep_checkpoints"}
+    | {"max_failures", "cache_dir", "preset"}
+)
+
+# `seed` is the reference recipe: 100 epochs of 50 steps of 32, so 160,000 pictures whatever the size of the data set.
+PRESETS: dict[str, dict[str, Any]] = {
+    "speed": {
+        "architecture": "small_cnn",
+        "images_seen": 60_000,
+        "learning_rate": 4e-3,
+        "global_batch_size": 64,
+        "schedule": "cosine",
+        "optimizer": "adamw",
+    },
+    "seed": {
+        "architecture": "custom_cnn",
+        "images_seen": 160_000,
+        "global_batch_size": 32,
+        "optimizer": "rmsprop",
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "shear_degrees": 0.3,
+        "zoom": 0.3,
+        "zoom_axes": True,
+        "input_px": 100,
+    },
+    "best": {
+        "architecture": "base_cnn",
+        "images_seen": 300_000,
+        "learning_rate": 4e-3,
+        "global_batch_size": 64,
+        "schedule": "cosine",
+        "optimizer": "adamw",
+        "label_smoothing": 0.05,
+    },
+}
+
+
+class Augmentation(BaseModel):
+    """How a training picture may differ from the one on disk; drawn anew for every (seed, epoch, row)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flip: bool = Field(True, description="mirror left and right, every second time")
+    rotate_degrees: float = Field(0.0, ge=0, le=180, description="largest turn in the picture's plane, degrees")
+    shear_degrees: float = Field(0.0, ge=0, le=60, description="largest shear, degrees")
+    zoom: float = Field(0.0, ge=0, lt=1, description="scale drawn from 1-zoom..1+zoom")
+    zoom_axes: bool = Field(False, description="draw the scale of each axis by itself")
+    shift: float = Field(0.0, ge=0, le=0.5, description="largest shift, as a share of the picture's size")
+    brightness: float = Field(0.0, ge=0, lt=1, description="brightness drawn from 1-brightness..1+brightness")
+    tint: float = Field(0.0, ge=0, lt=1, description="gain of each colour channel drawn from 1-tint..1+tint")
+    contrast: float = Field(0.0, ge=0, lt=1, description="contrast drawn from 1-contrast..1+contrast")
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels change their place other than by mirroring."""
+        return bool(self.rotate_degrees or self.shear_degrees or self.zoom or self.shift)
+
+    @property
+    def recolours(self) -> bool:
+        """Whether pixels change their colour."""
+        return bool(self.brightness or self.tint or self.contrast)
+
+
+class TrainConfig(Augmentation):
+    """Everything `jobs.train` is told."""
+
+    dataset: str = Field(description="data set that jobs.shard wrote: a folder or s3://bucket/prefix")
+    run: str = Field(description="where checkpoints, metrics and the result go; the same command resumes there")
+    preset: Literal["speed", "seed", "best"] = Field(
+        "speed",
+        description="recipe that fills what is not given: speed (the shortest way to 98 %), seed (the reference "
+        "recipe), best (the most accurate)",
+    )
+    num_workers: int = Field(1, ge=1, description="number of data-parallel training workers")
+    cpus_per_worker: int = Field(0, ge=0, description="CPU threads of a worker; 0 shares the cluster's among them")
+    use_gpu: bool = Field(False, description="one GPU per worker, mixed precision")
+    architecture: Literal["small_cnn", "base_cnn", "custom_cnn", "vgg13", "lenet5", "alexnet"] = Field(
+        "small_cnn", description="network by name"
+    )
+    input_px: int = Field(32, ge=8, le=1024, description="height and width of the network's input, px")
+    global_batch_size: int = Field(64, ge=1, description="rows of one step over all workers together")
+    ghost_rows: int = Field(32, ge=2, description="rows over which batch statistics are taken, whatever a worker holds")
+    epochs: float = Field(0.0, ge=0, description="passes over the training rows; 0 follows images_seen")
+    images_seen: int = Field(60_000, ge=1, description="training length in pictures where epochs is 0")
+    optimizer: Literal["adamw", "sgd", "rmsprop"] = Field("adamw", description="update rule")
+    learning_rate: float = Field(4e-3, gt=0, description="largest learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay (adamw), per step times learning rate")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="learning rate after the warm-up")
+    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises from zero")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    validation_fraction: float = Field(
+        0.05, gt=0, lt=1, description="share of the training rows kept for choosing the best checkpoint"
+    )
+    num_evaluations: int = Field(10, ge=1, description="validations over a run, evenly spaced, the last at its end")
+    seed: int = Field(0, ge=0, description="seed of weights, order, augmentation and dropout")
+    checkpoint_seconds: float = Field(60.0, gt=0, description="time between checkpoints, seconds")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept beside the best one")
+    max_failures: int = Field(3, ge=0, description="restarts of the worker group after a lost worker or node")
+    cache_dir: str = Field("", description="folder for decoded pixels on each node; empty takes the user's cache")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            return PRESETS.get(given.get("preset", "speed"), {}) | given
+        return given
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainConfig:
+        piece = rank_slice(self.global_batch_size, 0, self.num_workers)
+        per_worker = piece.stop - piece.start
+        if self.architecture in _WITH_GHOSTS and per_worker % self.ghost_rows:
+            whole = self.ghost_rows * self.num_workers
+            raise ValueError(
+                f"global_batch_size: got {self.global_batch_size} with {self.num_workers} workers, which is "
+                f"{per_worker} rows each; wanted whole ghosts of {self.ghost_rows} rows: try --global-batch-size "
+                f"{whole * max(1, round(self.global_batch_size / whole))} or a smaller --ghost-rows"
+            )
+        return self
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The part of the config that augment.py needs."""
+        return Augmentation(**{name: getattr(self, name) for name in Augmentation.model_fields})
+
+    def num_images(self, num_rows: int) -> int:
+        """Return how many training pictures the run sees, given the number of training rows."""
+        return round(self.epochs * num_rows) if self.epochs else self.images_seen
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide what comes out of the run, as plain JSON values.
+
+        The number of workers is not among them: the result does not depend on it.
+        """
+        return {name: value for name, value in self.model_dump(mode="json").items() if name not in _EXECUTION}
