@@ -20,6 +20,7 @@ from typing import IO, NamedTuple
 from filelock import FileLock
 
 from fruitcnn import cache, storage
+from fruitcnn.storage_errors import from_os
 
 _ZIP_LOCAL_HEADER_BYTES = 30
 _EXTRA_SLACK_BYTES = 64  # the local header's extra field may be longer than the central directory's
@@ -27,6 +28,7 @@ _READ_AHEAD_BYTES = 1 << 20
 _INFLATE_CHUNK_BYTES = 4 << 20
 _ENCRYPTED = 0x1
 _DRIVE = re.compile(r"^[A-Za-z]:")
+_WORTH_A_LOOK = re.compile(r"^.:|^/|/$|//|\\|\.\.|(?:^|/)\.(?:/|$)|\0")  # one cheap pass over ordinary names
 
 
 class ArchiveError(ValueError):
@@ -87,6 +89,8 @@ def read_member(uri: str, member: Member) -> bytes:
 
 def safe_name(name: str) -> str:
     """A member name made relative and '/'-separated; raises ArchiveError where it would leave the archive's root."""
+    if not _WORTH_A_LOOK.search(name):
+        return name
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or _DRIVE.match(name) or ".." in parts or "\0" in name:
         raise ArchiveError(f"unsafe member name {name!r}: it leads out of the archive. Do not use this archive")
@@ -164,6 +168,8 @@ def _inflate_gzip(uri: str, raw: "_RangedFile", target: Path) -> None:
         part.replace(target)  # only a whole copy ever carries the name that is looked for
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ArchiveError(f"{uri} is cut off or not a gzip file: {error}. Copy or download it again") from error
+    except OSError as error:
+        raise from_os(str(part), error) from error
     finally:
         part.unlink(missing_ok=True)
 

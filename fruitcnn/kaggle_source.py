@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from fruitcnn import cache, storage
 from fruitcnn.layout import SourceError
+from fruitcnn.storage_errors import from_os
 
 if TYPE_CHECKING:
     import requests
@@ -27,8 +28,8 @@ _log = logging.getLogger(__name__)
 _NAME = re.compile(r"^[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w-]*$")
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 60
-_NUM_TRIES = 5  # in a row without a new byte
-_FIRST_PAUSE_SECONDS = 1.0
+_NUM_TRIES = 4  # in a row without a new byte
+_FIRST_PAUSE_SECONDS = 0.5
 _HOW_TO_SIGN_IN = "run `kaggle auth login`, set KAGGLE_API_TOKEN, or save a token to ~/.kaggle/access_token"
 
 
@@ -68,7 +69,7 @@ def _bring_up_to_date(dataset: str, target: Path) -> None:
     import requests
 
     part = target.with_suffix(".part")
-    failures, pause_seconds = 0, _FIRST_PAUSE_SECONDS
+    failures = 0
     while True:
         before_bytes = part.stat().st_size if part.exists() else 0
         try:
@@ -80,13 +81,17 @@ def _bring_up_to_date(dataset: str, target: Path) -> None:
             _accept(dataset, part, remote, target)
             return
         except requests.RequestException as error:
-            if isinstance(error, requests.ConnectionError) and not before_bytes and _whole(target):
-                _log.warning("Kaggle cannot be reached: using the cached copy of %s", dataset)
+            has_grown = part.exists() and part.stat().st_size > before_bytes
+            if not has_grown and _whole(target):
+                _log.warning("kaggle:%s %s: using the copy in %s", dataset, _describe(error), target)
                 return
-            failures = 0 if part.exists() and part.stat().st_size > before_bytes else failures + 1
+            failures = 0 if has_grown else failures + 1
             if failures >= _NUM_TRIES:
-                raise storage.StorageError(f"kaggle:{dataset}", _describe(error, part)) from None
-        time.sleep(pause_seconds * 2**failures)
+                kept = f"; {part.stat().st_size:,} bytes are kept, the same command resumes" if part.exists() else ""
+                raise storage.UnavailableError(f"kaggle:{dataset}", _describe(error) + kept) from None
+        except OSError as error:
+            raise from_os(str(part), error) from error
+        time.sleep(_FIRST_PAUSE_SECONDS * 2**failures)
 
 
 def _open(dataset: str) -> "requests.Response":
@@ -96,7 +101,7 @@ def _open(dataset: str) -> "requests.Response":
     try:
         return _request(dataset, None)
     except HTTPError as error:
-        if error.response.status_code not in (401, 403):
+        if _status(error) not in (401, 403):
             raise _refusal(dataset, error) from None
     sign_in = _credentials()
     if sign_in is None:
@@ -124,7 +129,7 @@ def _request(dataset: str, sign_in: dict[str, Any] | None) -> "requests.Response
 
 def _refusal(dataset: str, error: "requests.HTTPError") -> Exception:
     """The HTTP error as one the user can act on; the error itself where trying again may help."""
-    code = error.response.status_code
+    code = _status(error)
     if code == 404:
         return SourceError(f"--source: Kaggle has no data set {dataset!r}; look its name up on kaggle.com/datasets")
     if code in (401, 403):
@@ -132,7 +137,7 @@ def _refusal(dataset: str, error: "requests.HTTPError") -> Exception:
             f"--source: Kaggle refuses kaggle:{dataset} to your account ({code}): ask its owner for access, check the "
             f"name, or sign in anew: {_HOW_TO_SIGN_IN}"
         )
-    if code == 429 or code >= 500:
+    if code is None or code == 429 or code >= 500:
         return error
     return SourceError(f"--source: Kaggle refuses kaggle:{dataset} with status {code}; check the name")
 
@@ -187,9 +192,9 @@ def _resume(response: "requests.Response", remote: _Identity, have_bytes: int) -
 
     response.close()
     request = response.request.copy()  # of the last redirect: its headers hold no token for another host
-    request.headers.update({"Range": f"bytes={have_bytes}-", "If-Range": remote.tag})
+    request.headers.update({"Range": f"bytes={have_bytes}-", "If-Range": remote.tag or ""})
     session = requests.Session()
-    settings = session.merge_environment_settings(request.url, {}, True, None, None)
+    settings = session.merge_environment_settings(request.url or "", {}, True, None, None)
     rest = session.send(request, timeout=_TIMEOUT_SECONDS, **settings)
     rest.raise_for_status()
     return rest
@@ -223,8 +228,11 @@ def _noted(path: Path) -> _Identity | None:
         return None
 
 
-def _describe(error: Exception, part: Path) -> str:
+def _status(error: "requests.RequestException") -> int | None:
+    return error.response.status_code if error.response is not None else None
+
+
+def _describe(error: "requests.RequestException") -> str:
     """The cause without its URL, which may be signed."""
-    have = f"; {part.stat().st_size:,} bytes are kept, the same command resumes" if part.exists() else ""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return f"Kaggle answers {status}{have}" if status else f"cannot be reached ({type(error).__name__}){have}"
+    status = _status(error)
+    return f"answers with status {status}" if status else f"cannot be reached ({type(error).__name__})"

@@ -19,7 +19,7 @@ Split = Literal["train", "test"]
 TRAIN_FOLDERS = ("training", "train")
 TEST_FOLDERS = ("test", "testing")
 FRAMES_PER_RUN = 32  # neighbouring frames that a split never cuts apart
-_SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:thumbs\.db|desktop\.ini|__macosx)(?:/|$))", re.IGNORECASE)
 _FRUITS_360_NAME = re.compile(r"^(r\d*_|)(\d+)_\d+\.[^.]+$")  # r2_17_100.jpg: rotation axis, frame, size
 _NUMBERED_NAME = re.compile(r"^(.*?)(\d*)(\.[^.]*)?$", re.DOTALL)
 _NUM_NAMES = 5
@@ -49,7 +49,7 @@ class Listed(NamedTuple):
 
 def is_hidden(path: str) -> bool:
     """Whether any part of the path is a hidden or system file (.DS_Store, __MACOSX, Thumbs.db, desktop.ini)."""
-    return any(part.startswith(".") or part.lower() in _SYSTEM_NAMES for part in path.split("/"))
+    return _HIDDEN.search(path) is not None
 
 
 def find_root(paths: Iterable[str], wanted: str | None, uri: str) -> tuple[str, bool]:

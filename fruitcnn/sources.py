@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from fruitcnn import archives, kaggle_source, storage, synthetic
@@ -28,9 +29,7 @@ __all__ = ["Record", "Source", "SourceError", "open_source"]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
 _SYNTHETIC = re.compile(r"^synthetic(?::(\d+)x(\d+))?$")
-_WANTED = (
-    "a folder, .zip, .tar, .tar.gz, s3://bucket/prefix, kaggle:OWNER/NAME or synthetic[:CLASSESxFRAMES]"
-)
+_WANTED = "a folder, .zip, .tar, .tar.gz, s3://bucket/prefix, kaggle:OWNER/NAME or synthetic[:CLASSESxFRAMES]"
 _MIN_FRAMES = 12  # fewer leave a rotation without a test frame
 
 
@@ -122,9 +121,16 @@ def _list_folder(uri: str) -> _Listing:
         (entry.uri[start:], entry.size_bytes, None) for entry in storage.list_files(uri)
     ]
     if not files:
-        what = "is empty" if storage.exists(uri) else "does not exist"
-        raise SourceError(f"--source: {uri} {what}; wanted {_WANTED}")
+        raise SourceError(f"--source: {uri} {_nothing_there(uri)}; wanted {_WANTED}")
     return _Listing(uri, files, lambda prefix, _: _FolderReader(storage.join(uri, prefix) if prefix else uri))
+
+
+def _nothing_there(uri: str) -> str:
+    if storage.is_s3(uri):
+        return "holds no objects, or does not exist"
+    if Path(uri).is_dir():
+        return "is empty"
+    return "is not an archive that can be read" if Path(uri).exists() else "does not exist"
 
 
 def _list_archive(uri: str, locate: Callable[[], str]) -> _Listing:
@@ -150,13 +156,19 @@ class _FolderReader:
         return storage.read(storage.join(self.root_uri, record.path))
 
 
-@dataclass(frozen=True)
 class _ArchiveReader:
-    locate: Callable[[], str]  # the archive with random access; on another machine this fills its cache first
-    members: dict[str, archives.Member]  # by record path
+    def __init__(self, locate: Callable[[], str], members: dict[str, archives.Member]) -> None:
+        """locate: finds the archive with random access, filling this machine's cache first; members: by record path."""
+        self._locate, self._members = locate, members
+        self._located: str | None = None
+
+    def __reduce__(self) -> tuple[type["_ArchiveReader"], tuple[object, ...]]:
+        return _ArchiveReader, (self._locate, self._members)  # another machine locates it anew
 
     def __call__(self, record: Record) -> bytes:
-        return archives.read_member(self.locate(), self.members[record.path])
+        if self._located is None:
+            self._located = self._locate()
+        return archives.read_member(self._located, self._members[record.path])
 
 
 @dataclass(frozen=True)
@@ -177,7 +189,7 @@ def _open_synthetic(uri: str, seed: int) -> Source:
     if num_classes < 2 or num_frames < _MIN_FRAMES:
         raise SourceError(
             f"--source: got {uri}; wanted synthetic or synthetic:CLASSESxFRAMES with at least 2 classes and "
-            f"{_MIN_FRAMES} frames a class, e.g. synthetic:12x60"
+            f"{_MIN_FRAMES} frames a class, e.g. synthetic:12x100"
         )
     frames = synthetic.frames_of(num_frames)
     classes = synthetic.class_names(num_classes)
