@@ -44,6 +44,8 @@ __all__ = [
 NUM_TRANSFERS = 16
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
+
 
 class Entry(NamedTuple):
     """One listed file."""
@@ -55,7 +57,7 @@ class Entry(NamedTuple):
 def normalise(uri: str) -> str:
     """An absolute local path or s3://bucket/prefix, without trailing slash; file:// becomes a path.
 
-    InvalidUriError for another scheme, an empty URI, and s3:// without a bucket.
+    InvalidUriError for another scheme, an empty URI, and what cannot be a bucket.
     """
     scheme = _SCHEME.match(uri)
     if scheme is None:
@@ -70,8 +72,8 @@ def normalise(uri: str) -> str:
     if scheme.group(1) != "s3":
         raise InvalidUriError(uri, f"unknown scheme {scheme.group(1)}://: give a local path or s3://bucket/prefix")
     bucket, key = storage_s3.split(uri)
-    if not bucket:
-        raise InvalidUriError(uri, "no bucket: give s3://bucket/prefix")
+    if not _BUCKET.fullmatch(bucket):
+        raise InvalidUriError(uri, f"{bucket!r} cannot be a bucket's name: give s3://bucket/prefix")
     return f"s3://{bucket}/{key}".rstrip("/")
 
 

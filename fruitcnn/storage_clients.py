@@ -5,6 +5,7 @@ A client is made once per process, bucket and settings of the environment, so no
 
 import functools
 import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ _CREDENTIALS_TTL = timedelta(minutes=5)
 _SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE",
              "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE",
              "AWS_SHARED_CREDENTIALS_FILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE")  # fmt: skip
+_ENDPOINT = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./-]*)?")
 _started_in_process: int | None = None
 
 
@@ -110,10 +112,11 @@ def _from_setup(uri: str, error: Exception) -> StorageError:
 
 
 def _endpoint() -> str | None:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-    if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise StorageError(endpoint, "AWS_ENDPOINT_URL takes a full URL such as http://127.0.0.1:8333")
-    return endpoint.rstrip("/") if endpoint else None
+    """The endpoint of the environment, checked: obstore panics, or talks to nobody, on half a URL."""
+    endpoint = (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
+    if endpoint and not _ENDPOINT.fullmatch(endpoint):
+        raise StorageError(endpoint, "AWS_ENDPOINT_URL takes a URL such as http://127.0.0.1:8333")
+    return endpoint or None
 
 
 def _region(session: Any) -> str:

@@ -35,6 +35,8 @@ def split(uri: str) -> tuple[str, str]:
 def _call(uri: str, request: Callable[[S3Store, str], _Result]) -> _Result:
     """Run `request(store, key)`, patiently; refuses keys that obstore cannot name."""
     key = split(uri)[1]
+    if not key:
+        raise NotFoundError(uri, "a whole bucket, where one object was wanted")
     if storage_odd_keys.is_odd(key):
         raise InvalidUriError(uri, "a key with an empty or dotted part or a control character can only be read")
     return _patiently(uri, lambda client: request(client.store, key))
@@ -71,7 +73,8 @@ def read(uri: str) -> bytes:
 
 def read_range(uri: str, start: int, length: int) -> bytes:
     """At most `length` bytes from `start` on."""
-    if storage_odd_keys.is_odd(split(uri)[1]):
+    key = split(uri)[1]
+    if key and storage_odd_keys.is_odd(key):
         return read(uri)[start : start + length]
 
     def request(store: S3Store, key: str) -> bytes:
@@ -176,7 +179,7 @@ def _obstore_or_odd_pages(
 ) -> Iterator[Sequence[Mapping[str, Any]]]:
     """Pages of obstore; where it gives up on an odd key, one page of boto3, then obstore again."""
     while True:
-        if last_key is None or not storage_odd_keys.is_odd(last_key):
+        if not any(map(storage_odd_keys.is_odd, filter(None, (prefix, last_key)))):
             try:
                 for page in obstore.list(client.store, prefix or None, offset=last_key, chunk_size=_PAGE_KEYS):
                     yield page

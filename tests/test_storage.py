@@ -208,9 +208,9 @@ def _peak_bytes(listing: Iterator[storage.Entry]) -> int:
         ("/a/b/", "/a/b"),
         ("/a/./b/../c", "/a/c"),
         ("file:///a%20b/%C3%A9", "/a b/é"),
-        ("s3://b", "s3://b"),
-        ("s3://b/", "s3://b"),
-        ("s3://b/x%20y/#z/", "s3://b/x%20y/#z"),
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/", "s3://bucket"),
+        ("s3://bucket/x%20y/#z/", "s3://bucket/x%20y/#z"),
         ("rel", str(Path.cwd() / "rel")),
     ],
 )
@@ -219,7 +219,9 @@ def test_normal_forms(given_uri: str, normal: str) -> None:
     assert storage.normalise(normal) == normal
 
 
-@pytest.mark.parametrize("wrong", ["", "gs://b/x", "s3a://b/x", "s3:b/x", "s3://", "s3:///x", "file://host/x", "a\0b"])
+@pytest.mark.parametrize(
+    "wrong", ["", "gs://b/x", "s3a://b/x", "s3:b/x", "s3://", "s3:///x", "s3://B ucket/x", "file://host/x", "a\0b"]
+)
 def test_wrong_uris_are_refused_as_usage_errors(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"s3://bucket/prefix|file:///") as caught:
         storage.normalise(wrong)
@@ -415,6 +417,23 @@ def test_a_missing_bucket_is_named(s3: LocalS3) -> None:
     for call in calls:
         with pytest.raises(storage.NotFoundError, match="no bucket named no-such-bucket"):
             call()
+
+
+@pytest.mark.s3
+def test_a_bucket_is_no_file(s3: LocalS3) -> None:
+    assert not storage.exists(f"s3://{s3.bucket}")
+    for call in (storage.read, lambda uri: storage.write(uri, b"x"), lambda uri: storage.put_if_absent(uri, b"x")):
+        with pytest.raises(storage.NotFoundError, match="whole bucket"):
+            call(f"s3://{s3.bucket}")
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("endpoint", ["localhost:8333", "http://", "https://:80", "ftp://x"])
+def test_half_an_endpoint_is_refused(s3: LocalS3, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for call in (storage.read, storage.parquet_filesystem):
+        with pytest.raises(storage.StorageError, match="AWS_ENDPOINT_URL"):
+            call(f"s3://{s3.bucket}/x")
 
 
 @pytest.mark.s3
