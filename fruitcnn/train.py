@@ -1,0 +1,237 @@
+"""A data set -> a trained run, on N Ray Train workers: the trainer on the driver and what each worker starts with.
+
+Workers are one process each; with more than one, tf.distribute.MultiWorkerMirroredStrategy sums the gradients. A worker
+or node that is lost costs the steps since the last checkpoint: the group is started again, `max_failures` times. An
+error of ours or of the user (wrong argument, full disk, NaN loss) is not tried again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from fruitcnn import runs, storage
+from fruitcnn.manifest import Manifest, load_manifest
+from fruitcnn.parquet import read_rows
+from fruitcnn.pixels import load_pixels
+from fruitcnn.recipe import TrainConfig
+from fruitcnn.runs import Facts
+from fruitcnn.sampling import Order, total_steps, validation_mask
+
+Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
+
+_POLL_SECONDS = 0.5
+
+
+def train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
+    """Train inside the running Ray session and return result.json; a finished run is returned as it is.
+
+    Raises UsageError for a run of another config, ray.train.TrainingFailedError or the worker's own error otherwise.
+    """
+    config = config.model_copy(
+        update={"dataset": storage.normalise(config.dataset), "run": storage.normalise(config.run)}
+    )
+    manifest = load_manifest(config.dataset)
+    facts = describe(config, manifest)
+    runs.claim(config, facts)
+    if not runs.result(config.run):
+        board = ray.remote(num_cpus=0)(_Board).remote()
+        with (
+            progress("train", facts.num_steps * config.global_batch_size, "images") as update,
+            _following(board, update),
+        ):
+            _fit(config, facts, board)
+    found = runs.result(config.run)
+    assert found is not None, "the trainer ended without an error and without a result"
+    return found
+
+
+def describe(config: TrainConfig, manifest: Manifest) -> Facts:
+    """Return what the run is applied to: the validation rows are chosen from groups and paths alone."""
+    mask = _validation_mask(config, manifest)
+    num_train, num_validation = int((~mask).sum()), int(mask.sum())
+    if not num_validation:
+        raise ValueError(
+            f"validation_fraction: got {config.validation_fraction}, which keeps none of {num_train} rows; wanted at "
+            "least one row: raise it"
+        )
+    num_steps = total_steps(num_train, config.num_images(num_train) / num_train, config.global_batch_size)
+    return Facts(list(manifest.classes), manifest.sha256, manifest.version, num_train, num_validation, num_steps)
+
+
+def _validation_mask(config: TrainConfig, manifest: Manifest) -> np.ndarray:
+    groups: list[str] = []
+    paths: list[str] = []
+    for shard in manifest.split("train").shards:
+        for rows in read_rows(config.dataset, shard.path, columns=["group", "image.path"]):
+            groups += rows["group"].to_pylist()
+            paths += rows["image"].field("path").to_pylist()
+    return validation_mask(groups, paths, config.validation_fraction, config.seed)
+
+
+def _fit(config: TrainConfig, facts: Facts, board: Any) -> None:
+    cpus = config.cpus_per_worker or max(1, int(ray.cluster_resources().get("CPU", 1)) // config.num_workers)
+    for failures_left in reversed(range(config.max_failures + 1)):
+        trainer = DataParallelTrainer(
+            _worker,
+            train_loop_config={"config": config.model_dump(), "facts": asdict(facts), "cpus": cpus, "board": board},
+            backend_config=_TensorFlow(),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=config.use_gpu,
+                resources_per_worker={"CPU": cpus, **({"GPU": 1} if config.use_gpu else {})},
+            ),
+            run_config=ray.train.RunConfig(name="fruitcnn", storage_path=tempfile.mkdtemp(prefix="fruitcnn-train-")),
+        )
+        try:
+            trainer.fit()
+            return
+        except ray.train.TrainingFailedError as error:
+            if not failures_left or not _is_loss_of_workers(error):
+                raise
+            ray.get(board.note.remote(f"a worker was lost; going on from the last checkpoint ({failures_left} left)"))
+
+
+def _is_loss_of_workers(error: BaseException) -> bool:
+    """Whether processes or nodes went away, rather than that some code raised: peers of a lost worker see TensorFlow's
+    collective errors."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return bool(failures) and all(
+        isinstance(failure, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError)
+        or type(getattr(failure, "cause", failure)).__module__.startswith("tensorflow")
+        for failure in failures
+    )
+
+
+class _Board:
+    """Where rank 0 leaves word of its progress for the driver."""
+
+    def __init__(self) -> None:
+        self.done, self.text = 0, "starting"
+
+    def post(self, done: int, text: str) -> None:
+        self.done, self.text = done, text
+
+    def note(self, text: str) -> None:
+        self.text = text
+
+    def read(self) -> tuple[int, str]:
+        return self.done, self.text
+
+
+@contextmanager
+def _following(board: Any, update: Callable[..., None]) -> Iterator[None]:
+    """Carry what the board says to the progress bar while the trainer blocks the driver."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(_POLL_SECONDS):
+            update(*ray.get(board.read.remote()))
+
+    thread = threading.Thread(target=follow, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+        update(*ray.get(board.read.remote()))
+    finally:
+        ended.set()
+        thread.join()
+
+
+class _TensorFlow(BackendConfig):
+    """Tells the workers of each other (TF_CONFIG), as Ray's TensorflowConfig does.
+
+    Importing Ray's would import TensorFlow into the driver, which takes four seconds and is not needed there.
+    """
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _TensorFlowBackend
+
+
+class _TensorFlowBackend(Backend):
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002 - Ray's signature
+        addresses = worker_group.execute(_free_address)
+        ray.get(
+            [
+                worker_group.execute_single_async(index, _introduce, addresses=addresses, index=index)
+                for index in range(len(addresses))
+            ]
+        )
+
+
+def _free_address() -> str:
+    from ray.train._internal.utils import get_address_and_port
+
+    address, port = get_address_and_port()
+    return f"{address}:{port}"
+
+
+def _introduce(addresses: list[str], index: int) -> None:
+    task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+    os.environ["TF_CONFIG"] = json.dumps(task)
+
+
+def _worker(job: dict[str, Any]) -> None:
+    """Train as one worker of the group (runs in its own process)."""
+    began = time.monotonic()
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    config, facts, board = TrainConfig(**job["config"]), Facts(**job["facts"]), job["board"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    manifest = load_manifest(config.dataset, facts.dataset_version)
+    with ThreadPoolExecutor(2) as pool:
+        # Decoding needs no TensorFlow, whose import takes seconds: both at once.
+        size = (config.input_px, config.input_px)
+        splits = {name: pool.submit(_load, config, manifest, name, size) for name in manifest.splits}
+        from fruitcnn.feed import Feed
+        from fruitcnn.loop import Loop, Rows
+        from fruitcnn.replica import Replica
+
+        strategy = _strategy(world_size, job["cpus"])
+        replica = Replica(config, len(facts.classes), facts.num_steps, strategy)
+        pixels = splits["train"].result()
+        mask = validation_mask(list(pixels.groups), list(pixels.paths), config.validation_fraction, config.seed)
+        test = Rows(splits["test"].result().pixels, splits["test"].result().labels) if "test" in splits else None
+    feed = Feed(
+        Order(facts.num_train_rows, config.seed),
+        np.flatnonzero(~mask),
+        pixels.pixels,
+        pixels.labels,
+        config.global_batch_size,
+        rank,
+        world_size,
+    )
+    validation = Rows(pixels.pixels[mask], pixels.labels[mask])
+    loop = Loop(config, facts, feed, replica, validation, lambda done, note: board.post.remote(done, note))
+    start_seconds = time.monotonic() - began
+    loop.run()
+    loop.finish(test, start_seconds)
+
+
+def _load(config: TrainConfig, manifest: Manifest, split: str, size: tuple[int, int]) -> Any:
+    return load_pixels(config.dataset, split, size, cache_dir=config.cache_dir or None, manifest=manifest)
+
+
+def _strategy(world_size: int, num_threads: int) -> Any:
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    if world_size == 1:
+        return tf.distribute.get_strategy()
+    return tf.distribute.MultiWorkerMirroredStrategy()

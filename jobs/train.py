@@ -1,0 +1,41 @@
+"""A data set -> a trained run: checkpoints, curves and a result, by N data-parallel workers.
+
+    python -m jobs.train --dataset work/dataset --run work/run --num-workers 2
+
+The same command again goes on from the last checkpoint, with any number of workers, and changes nothing where the run
+is finished.
+"""
+
+from typing import Any
+
+from fruitcnn.recipe import TrainConfig
+from jobs.cli import progress, ray_session, run, summary
+
+
+def main(config: TrainConfig) -> None:
+    """Train, then say how good it became."""
+    with ray_session():
+        from fruitcnn.train import train
+
+        result = train(config, progress)
+    summary("training", describe(result), {"run": config.run})
+
+
+def describe(result: dict[str, Any]) -> dict[str, Any]:
+    """Name -> value of the closing table."""
+    seconds = result["seconds"]
+    rows = {
+        "best checkpoint": result["best_checkpoint"],
+        "validation accuracy": f"{result['validation']['accuracy']:.2%} of {result['validation']['num_rows']:,} rows",
+    }
+    if result["test"]:
+        rows["test accuracy"] = f"{result['test']['accuracy']:.2%} of {result['test']['num_rows']:,} rows"
+    return rows | {
+        "workers": result["num_workers"],
+        "pictures seen": f"{result['images_seen']:,}, {result['images_per_second']:,.0f}/s",
+        "training": f"{seconds['training']:.1f} s, of which waiting for input {seconds['input_wait']:.1f} s",
+    }
+
+
+if __name__ == "__main__":
+    run(TrainConfig, main, __doc__)
