@@ -56,7 +56,7 @@ def refuse_inside(dataset_uri: str, source: Source) -> None:
 
 def refuse_foreign(dataset_uri: str) -> None:
     """UsageError if the destination holds things, but neither a data set nor a half-written one."""
-    if storage.is_empty(dataset_uri) or not storage.is_empty(storage.join(dataset_uri, "shards", "_work")):
+    if storage.is_empty(dataset_uri) or not storage.is_empty(work_root(dataset_uri)):
         return
     raise UsageError(
         f"--dataset: {dataset_uri} is not empty and holds no data set of ours (no manifest.json); "
@@ -110,15 +110,19 @@ def _known(dataset_uri: str, base: Manifest | None) -> dict[str, int]:
 # --- traces of a run under way
 
 
+def work_root(dataset_uri: str) -> str:
+    """Where the traces of runs under way lie."""
+    return storage.join(dataset_uri, "shards", "_work")
+
+
 def claim(dataset_uri: str, source_uri: str, plan: str, shard_paths: Set[str], base: Manifest | None) -> str:
     """Make the work folder of `plan` (a fingerprint) and return its URI, once the destination is cleared for it.
 
     What a run with another plan for the same source left half-written is deleted, shards included; UsageError if it
     was for another source.
     """
-    work_root = storage.join(dataset_uri, "shards", "_work")
-    claim_uri = storage.join(work_root, plan, "plan.json")
-    for entry in list(storage.list_files(work_root)):
+    claim_uri = storage.join(work_root(dataset_uri), plan, "plan.json")
+    for entry in list(storage.list_files(work_root(dataset_uri))):
         if storage.name(entry.uri) != "plan.json" or entry.uri == claim_uri:
             continue
         other = storage.read_json(entry.uri)["source"]
@@ -134,7 +138,7 @@ def claim(dataset_uri: str, source_uri: str, plan: str, shard_paths: Set[str], b
     for entry in list(storage.list_files(storage.join(dataset_uri, "shards"))):
         if entry.uri.endswith(".parquet") and entry.uri not in kept:
             storage.delete(entry.uri)
-    return storage.join(work_root, plan)
+    return storage.join(work_root(dataset_uri), plan)
 
 
 def finished(dataset_uri: str, work_uri: str, names: Sequence[str]) -> dict[str, ShardResult]:

@@ -129,7 +129,7 @@ def blocks(split: Split) -> list[Block]:
 
 
 def decode_block(dataset_uri: str, block: Block, input_px: tuple[int, int], max_pixels: int) -> Decoded:
-    """Read one block from its shard and decode its pictures; raises as load_pixels does."""
+    """Read one block from its shard, check and decode its pictures; raises as load_pixels does."""
     batches = list(read_rows(dataset_uri, block.shard, row_groups=[block.row_group]))
     table = pa.Table.from_batches(batches)
     shard_uri = storage.join(dataset_uri, block.shard)
@@ -138,10 +138,12 @@ def decode_block(dataset_uri: str, block: Block, input_px: tuple[int, int], max_
             f"{shard_uri}: row group {block.row_group} has {len(table)} rows, the manifest promises {block.num_rows}; "
             "restore the shard"
         )
-    image = table["image"].combine_chunks()
+    image, ids = table["image"].combine_chunks(), table["id"].to_pylist()
     paths = image.field("path")
     pixels = np.empty((len(table), *input_px, 3), np.uint8)
     for index, data in enumerate(image.field("bytes").to_pylist()):
+        if hashlib.sha256(data).hexdigest() != ids[index]:
+            raise DatasetError(f"{shard_uri}: the bytes of {paths[index]} are not what its id says; restore the shard")
         try:
             pixels[index] = images.decode(data, input_px, max_pixels).pixels
         except images.ImageError as error:

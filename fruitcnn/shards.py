@@ -33,7 +33,16 @@ from fruitcnn.parquet import read_rows
 from fruitcnn.sharding import ShardPlan, ShardResult, plan_shards, write_shard
 from fruitcnn.sources import Record, Source, open_source
 
-__all__ = ["Manifest", "ShardConfig", "check_dataset", "load_manifest", "plan_shards", "read_rows", "write_dataset"]
+__all__ = [
+    "Manifest",
+    "ShardConfig",
+    "check_dataset",
+    "load_manifest",
+    "plan_dataset",
+    "read_rows",
+    "write_dataset",
+    "write_plan",
+]
 
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 
@@ -76,8 +85,8 @@ class ShardConfig(BaseModel):
         return self.model_dump(include={"root", "test_fraction", "seed", "max_pixels"})
 
 
-class _Job(NamedTuple):
-    """What one run of write_dataset works on."""
+class DatasetPlan(NamedTuple):
+    """What one run is to do; no records: the data set is whole already."""
 
     config: ShardConfig
     dataset_uri: str
@@ -92,9 +101,16 @@ class _Job(NamedTuple):
 def write_dataset(config: ShardConfig, progress: Progress) -> Manifest:
     """Write, finish or grow the data set at config.dataset, in the Ray session at hand; returns its newest manifest.
 
-    A source that is in the data set already changes nothing. progress(title, total, unit, already) is a context manager
-    that yields update(done). UsageError if nothing was started; DatasetError if the pictures make no data set;
-    SourceError or StorageError if the source or a store fails: the same command then finishes the work.
+    plan_dataset and write_plan in one, and raises what they raise. A source that is in the data set already changes
+    nothing.
+    """
+    return write_plan(plan_dataset(config), progress)
+
+
+def plan_dataset(config: ShardConfig) -> DatasetPlan:
+    """List the source, compare it with what lies at config.dataset, and plan the shards that are missing. No Ray.
+
+    Raises UsageError (SourceError among them) or StorageError: then nothing was changed.
     """
     dataset_uri = storage.normalise(config.dataset)
     base = growth.find_base(dataset_uri)
@@ -111,11 +127,30 @@ def write_dataset(config: ShardConfig, progress: Progress) -> Manifest:
     )
     growth.refuse_inside(dataset_uri, source)
     if base and base.source_fingerprint == source.fingerprint:
-        manifest = base
-    else:
-        job = _prepare(config, dataset_uri, source, base)
-        manifest = _finish(job, _run(job, progress))
-    storage.delete_prefix(storage.join(dataset_uri, "shards", "_work"))
+        storage.delete_prefix(growth.work_root(dataset_uri))
+        return DatasetPlan(config, dataset_uri, source, base, base.classes, [], [], "")
+    records = growth.new_records(source, base, dataset_uri) if base else source.records
+    known = base.classes if base else ()
+    classes = known + tuple(sorted(set(source.classes) - set(known)))
+    first_index = {name: 1 + _index(split.shards[-1]) for name, split in (base.splits if base else {}).items()}
+    plans = plan_shards(records, config.shard_bytes, first_index)
+    said = [SCHEMA_VERSION, source.fingerprint, classes, config.row_settings(), config.shard_bytes, first_index]
+    fingerprint = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    work_uri = growth.claim(dataset_uri, source.uri, fingerprint, {plan.path for plan in plans}, base)
+    return DatasetPlan(config, dataset_uri, source, base, classes, records, plans, work_uri)
+
+
+def write_plan(plan: DatasetPlan, progress: Progress) -> Manifest:
+    """Carry out a plan in the Ray session at hand; returns the newest manifest.
+
+    progress(title, total, unit, already) is a context manager that yields update(done). Raises DatasetError if the
+    pictures make no data set; SourceError or StorageError if the source or a store fails: the same command then
+    finishes the work.
+    """
+    if plan.base and not plan.records:
+        return plan.base
+    manifest = _finish(plan, _run(plan, progress))
+    storage.delete_prefix(growth.work_root(plan.dataset_uri))
     return manifest
 
 
@@ -150,20 +185,6 @@ def _require_same_settings(config: ShardConfig, base: Manifest) -> None:
             )
 
 
-def _prepare(config: ShardConfig, dataset_uri: str, source: Source, base: Manifest | None) -> _Job:
-    records = growth.new_records(source, base, dataset_uri) if base else source.records
-    known = base.classes if base else ()
-    classes = known + tuple(sorted(set(source.classes) - set(known)))
-    if len(classes) < 2:
-        raise UsageError(f"--source: got one class only ({', '.join(classes)}) in {source.uri}, wanted two or more")
-    first_index = {name: 1 + _index(split.shards[-1]) for name, split in (base.splits if base else {}).items()}
-    plans = plan_shards(records, config.shard_bytes, first_index)
-    said = [SCHEMA_VERSION, source.fingerprint, classes, config.row_settings(), config.shard_bytes, first_index]
-    fingerprint = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-    work_uri = growth.claim(dataset_uri, source.uri, fingerprint, {plan.path for plan in plans}, base)
-    return _Job(config, dataset_uri, source, base, classes, records, plans, work_uri)
-
-
 def _index(shard: StoredFile) -> int:
     return int(shard.path.removesuffix(".parquet").rpartition("-")[2])
 
@@ -171,7 +192,7 @@ def _index(shard: StoredFile) -> int:
 # --- many shards at once
 
 
-def _run(job: _Job, progress: Progress) -> list[ShardResult]:
+def _run(job: DatasetPlan, progress: Progress) -> list[ShardResult]:
     """One result per plan, in their order; those of an earlier run are taken over."""
     results = growth.finished(job.dataset_uri, job.work_uri, [plan.name for plan in job.plans])
     todo = [plan for plan in job.plans if plan.name not in results]
@@ -185,7 +206,7 @@ def _run(job: _Job, progress: Progress) -> list[ShardResult]:
     return [results[plan.name] for plan in job.plans]
 
 
-def _on_ray(job: _Job, plans: Sequence[ShardPlan]) -> Iterator[tuple[ShardPlan, ShardResult]]:
+def _on_ray(job: DatasetPlan, plans: Sequence[ShardPlan]) -> Iterator[tuple[ShardPlan, ShardResult]]:
     import ray
 
     task = ray.remote(num_cpus=1)(write_shard)
@@ -212,7 +233,7 @@ def _on_ray(job: _Job, plans: Sequence[ShardPlan]) -> Iterator[tuple[ShardPlan, 
 # --- the end
 
 
-def _finish(job: _Job, results: Sequence[ShardResult]) -> Manifest:
+def _finish(job: DatasetPlan, results: Sequence[ShardResult]) -> Manifest:
     """Write everything that is not a shard; the manifest last."""
     base = job.base
     rejected = growth.write_rejected(job.dataset_uri, [item for result in results for item in result.rejected], base)
@@ -238,7 +259,7 @@ def _finish(job: _Job, results: Sequence[ShardResult]) -> Manifest:
     return publish(job.dataset_uri, manifest)
 
 
-def _require_pictures(job: _Job, results: Sequence[ShardResult], rejected: Counter[str]) -> None:
+def _require_pictures(job: DatasetPlan, results: Sequence[ShardResult], rejected: Counter[str]) -> None:
     causes = ", ".join(f"{cause} {count:,}" for cause, count in rejected.most_common())
     where = f"see {storage.join(job.dataset_uri, 'rejected.parquet')}"
     num_files, num_rejected = len(job.source.records), rejected.total()

@@ -6,26 +6,26 @@ The same command again finishes what was interrupted, changes nothing where all 
 source grew. Every file that did not become a row is in rejected.parquet, with its cause.
 """
 
-import datetime
 import time
 from typing import Any
 
-from fruitcnn.shards import Manifest, ShardConfig, write_dataset
+from fruitcnn.shards import Manifest, ShardConfig, plan_dataset, write_plan
 from jobs.cli import progress, ray_session, run, summary
 
 
 def main(config: ShardConfig) -> None:
     """Shard, then say what there is now."""
-    started = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-    with ray_session():
-        clock = time.perf_counter()
-        manifest = write_dataset(config, progress)
-        seconds = time.perf_counter() - clock
-    rows = describe(manifest)
-    num_listed = manifest.listings[-1].num_rows
-    is_new = manifest.created_at >= started
-    rows["this run"] = f"{num_listed:,} files, {num_listed / seconds:,.0f}/s" if is_new else "nothing new in the source"
-    summary("data set", rows, {"data set": config.dataset, "source": manifest.source})
+    plan = plan_dataset(config)
+    done = "nothing new in the source"
+    manifest = plan.base
+    if plan.records or manifest is None:
+        with ray_session():
+            clock = time.perf_counter()
+            manifest = write_plan(plan, progress)
+            seconds = time.perf_counter() - clock
+        done = f"{len(plan.records):,} files, {len(plan.records) / seconds:,.0f}/s"
+    where = {"data set": config.dataset, "source": manifest.source}
+    summary("data set", describe(manifest) | {"this run": done}, where)
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:
