@@ -9,6 +9,7 @@ It wipes DIR first: SeaweedFS reads the settings of an earlier start again from 
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import os
 import secrets
 import shutil
@@ -64,12 +65,18 @@ def local_s3(
 ) -> Iterator[LocalS3]:
     """Start a server that keeps its data in `directory` (wiped first), yield it when ready, stop it at the end.
 
-    Random keys unless given: an answer to them proves that the port is ours. Raises RuntimeError, with the end of
-    the server's log, when it does not come up, and when it lets a wrong secret in.
+    Call it from the main thread: on Linux the server ends with the thread that started it, even a killed one.
+    Random keys unless given: an answer to them proves that the port is ours. Raises ValueError for a folder or port
+    that is in use, RuntimeError, with the end of the server's log, when the server does not come up or lets a wrong
+    secret in.
     """
     directory = Path(directory).absolute()
     keys = (access_key or f"fruit{secrets.token_hex(6)}", secret_key or secrets.token_hex(20))
-    server = _start(directory, bucket, keys, port)
+    with _locked(directory):
+        yield from _run(_start(directory, bucket, keys, port))
+
+
+def _run(server: LocalS3) -> Iterator[LocalS3]:
     try:
         if not _refuses_wrong_key(server):
             raise RuntimeError(
@@ -84,9 +91,7 @@ def _start(directory: Path, bucket: str, keys: tuple[str, str], port: int | None
     """Start until ready. A free port may be taken between our look and the server's bind, so a second try is due."""
     for attempt in (1, 2):
         _wipe(directory)
-        ports = _free_ports(len(PORT_FLAGS))
-        if port is not None:
-            ports[0] = port
+        ports = _free_ports(len(PORT_FLAGS), port)
         process = _spawn(directory, bucket, keys, ports)
         server = LocalS3(f"http://127.0.0.1:{ports[0]}", bucket, *keys, directory / "weed.log", process)
         try:
@@ -103,21 +108,38 @@ def _start(directory: Path, bucket: str, keys: tuple[str, str], port: int | None
     raise AssertionError("unreachable")
 
 
-def _wipe(directory: Path) -> None:
-    """Empty the directory, but only one that is ours or empty: a mistyped --directory must not cost anybody's files."""
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Claim an empty folder, or one of an earlier server: a mistyped --directory must not cost anybody's files."""
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()) and not (directory / MARKER).exists():
         raise ValueError(f"--directory: {directory} holds files that are not a local S3 server's; name an empty folder")
+    with (directory / MARKER).open("a") as marker:
+        try:
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"--directory: another server is running in {directory}; name another folder") from error
+        yield
+
+
+def _wipe(directory: Path) -> None:
     for child in directory.iterdir():
-        shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
-    (directory / MARKER).touch()
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        elif child.name != MARKER:
+            child.unlink()
 
 
-def _free_ports(num_ports: int) -> list[int]:
+def _free_ports(num_ports: int, first: int | None) -> list[int]:
+    """Distinct free ports; SeaweedFS itself would silently take another one in place of a busy one."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(num_ports)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
+        for index, each in enumerate(sockets):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                each.bind(("127.0.0.1", first if index == 0 and first else 0))
+            except OSError as error:
+                raise ValueError(f"--port: {first} is not free ({error.strerror}); name another one") from error
         return [each.getsockname()[1] for each in sockets]
 
 
@@ -209,7 +231,9 @@ def main() -> None:
         directory = arguments.directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="fruitcnn-s3-"))
         try:
             server = stack.enter_context(local_s3(directory, arguments.bucket, port=arguments.port))
-        except (RuntimeError, ValueError) as error:
+        except ValueError as error:
+            parser.error(str(error))
+        except RuntimeError as error:
             sys.exit(f"local_s3: {error}")
         print(*(f"export {key}={value}" for key, value in server.environment.items()), sep="\n")
         print(f"# s3://{server.bucket} is ready: paste the lines above into another shell; Ctrl-C stops it", flush=True)
