@@ -16,7 +16,7 @@ from obstore.store import S3Store
 
 from fruitcnn import storage_odd_keys
 from fruitcnn.storage_clients import Client, client_of
-from fruitcnn.storage_errors import InvalidUriError, NotFoundError, StorageError, from_s3, is_busy
+from fruitcnn.storage_errors import InvalidUriError, NotFoundError, StorageError, from_os, from_s3, is_busy
 
 BUSY_SECONDS = 120.0
 _UPLOAD_PART_BYTES = 16 << 20
@@ -56,6 +56,8 @@ def _patiently(uri: str, request: Callable[[Client], _Result]) -> _Result:
 
 def _pause_or_raise(uri: str, client: Client, error: Exception, attempt: int, deadline: float) -> None:
     """Sleep before the next attempt when the server is busy and there is time left; else the translated error."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error  # of the local file that is copied: upload and storage_local say which
     pause_seconds = min(20.0, 2.0**attempt) * random.uniform(0.5, 1.0)
     if not is_busy(error) or time.monotonic() + pause_seconds > deadline:
         # `from None`: obstore's text holds the request, which is long and might hold what is not for a log.
@@ -132,7 +134,10 @@ def upload(path: str, uri: str) -> None:
         with open(path, "rb") as file:
             obstore.put(store, key, file, chunk_size=_UPLOAD_PART_BYTES)
 
-    _call(uri, request)
+    try:
+        _call(uri, request)
+    except OSError as error:
+        raise from_os(path, error) from error
 
 
 def download(uri: str, file: BinaryIO) -> None:
