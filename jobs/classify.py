@@ -1,0 +1,46 @@
+"""A frozen model and pictures -> predictions: one row for every input, exactly once, and books that balance.
+
+    python -m jobs.classify --model work/model --images work/pictures --predictions work/predictions
+
+The same command again continues a run that was stopped, and does nothing where all is done. --images takes a folder,
+an s3 prefix, a .zip, .tar or .tar.gz, a list of URIs (.txt, .parquet), or a data set of jobs.shard (with --split test).
+"""
+
+from typing import Any
+
+from fruitcnn.books import RunManifest
+from fruitcnn.classify import ClassifyConfig, classify, dry_run
+from jobs.cli import progress, ray_session, run, summary
+
+
+def main(config: ClassifyConfig) -> None:
+    """Classify, then print the books."""
+    if config.dry_run:
+        summary("plan", dry_run(config), {"images": config.images})
+        return
+    with ray_session():
+        manifest = classify(config, progress)
+    summary("predictions", describe(manifest), {"predictions": config.predictions, "model": config.model})
+
+
+def describe(manifest: RunManifest) -> dict[str, Any]:
+    """Name -> value of the closing table."""
+    books, timing = manifest.books, manifest.timing
+    causes = ", ".join(f"{cause} {count:,}" for cause, count in books.rejected_by_cause.items())
+    rows: dict[str, Any] = {
+        "listed": books.num_listed,
+        "ok": books.num_ok,
+        "unsure": books.num_unsure,
+        "rejected": f"{books.num_rejected:,}" + (f" ({causes})" if causes else ""),
+        "parts": len(manifest.parts),
+        "last attempt": f"{timing.num_inputs:,} images in {timing.classify_seconds:.1f} s",
+    }
+    if manifest.num_hidden:
+        rows["hidden files"] = f"{manifest.num_hidden:,} passed over"
+    if manifest.num_repeated:
+        rows["listed again"] = f"{manifest.num_repeated:,} names, classified once"
+    return rows
+
+
+if __name__ == "__main__":
+    run(ClassifyConfig, main, __doc__)
