@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -96,6 +95,8 @@ def _split(value: Any) -> Any:
 
 def _read_yaml(file: str, fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
     """The fields set in a YAML (or JSON) file. Scalars stay text, as on the command line: YAML 1.1 reads 1:4 as 64."""
+    import yaml  # a tenth of a second that --help does not need
+
     try:
         document = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:

@@ -13,11 +13,13 @@ from typing import NoReturn
 from fruitcnn.errors import UsageError
 from jobs.arguments import ConfigT, parse
 from jobs.screen import progress, summary
-from jobs.session import ray_session
+from jobs.session import is_ours, ray_session, root_cause
 
 __all__ = ["UsageError", "progress", "ray_session", "run", "summary"]
 
 LONGEST_CAUSE_CHARS = 600
+# Ray Data appends advice on its own settings to the message of whatever a worker raised.
+RAY_DATA_NOTE = "\nFailed to apply UDF transform"
 
 
 def run(
@@ -58,7 +60,7 @@ def _exit_code(main: Callable[[ConfigT], None], config: ConfigT, command: str) -
         _show(error, command)
         return 1
     except Exception as error:  # noqa: BLE001 - the one place where nothing may get past
-        _show(_root(error), command)
+        _show(root_cause(error), command)
         return 1
     return 0
 
@@ -73,36 +75,28 @@ def _show(error: BaseException, command: str) -> None:
     trace = "".join(traceback.format_exception(error))
     if os.environ.get("FRUITCNN_TRACEBACK"):
         print(trace, file=sys.stderr)
-    if isinstance(error, ValueError | OSError) and type(error).__module__.split(".")[0] in ("fruitcnn", "jobs"):
-        _say(str(error))
+    if is_ours(error):
+        _say(str(error).split(RAY_DATA_NOTE)[0])
         return
     # Not one of ours: the message alone may not be enough to act on.
-    cause = " ".join(str(error).split())[:LONGEST_CAUSE_CHARS]
-    _say(cause if cause and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {cause}".strip(": "))
-    prefix = "fruitcnn-" + command.split()[-1].split(".")[-1] + "-"
+    _say(_one_line(error))
+    prefix = f"fruitcnn-{command.split()[-1].split('.')[-1]}-"
     with tempfile.NamedTemporaryFile("w", prefix=prefix, suffix=".log", delete=False) as log:
         log.write(trace)
     print(f"traceback: {log.name}", file=sys.stderr)
 
 
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Ray's own errors carry a whole traceback as their text; what happened is its last line.
+    text = lines[-1] if lines and type(error).__module__.startswith("ray.") else " ".join(lines)
+    text = text[:LONGEST_CAUSE_CHARS]
+    return text if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}".strip(": ")
+
+
 def _say(message: str) -> None:
     for line in message.splitlines():
         print(f"error: {line}", file=sys.stderr)
-
-
-def _root(error: BaseException) -> BaseException:
-    """The error a person can act on, inside the wrappers that Ray puts around it."""
-    if "ray" not in sys.modules:
-        return error
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        failures = getattr(error, "worker_failures", None) or {}
-        inner = next(iter(failures.values()), None) or getattr(error, "controller_failure", None)
-        if type(error).__module__.startswith("ray.") or "RayTaskError" in type(error).__name__:
-            inner = inner or getattr(error, "cause", None) or error.__cause__
-        error = inner if isinstance(inner, BaseException) else error
-    return error
 
 
 def _stdout_is_gone() -> bool:

@@ -12,9 +12,10 @@ from typing import Any
 LONGEST_TEMP_CHARS = 40
 START_TRIES = 3
 
-# Workers inherit these. Each only silences what a user cannot act on; what is set already stays.
+# Workers inherit these. They silence what a user cannot act on; what is set already stays.
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_RAISE_ORIGINAL_MAP_EXCEPTION": "1",
     "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -43,6 +44,26 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that user code raised, out of the wrappers that Ray, Ray Data and Ray Train put around it."""
+    inner = [found for found in _wrapped(error) if isinstance(found, BaseException) and found is not error]
+    roots = [root_cause(found) for found in inner]
+    # When one training worker fails, its peers fail with it: the one that says more than "connection lost" counts.
+    return next((root for root in roots if is_ours(root)), roots[0] if roots else error)
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether this project raised it for a person to read: its message is enough, no traceback is needed."""
+    return isinstance(error, ValueError | OSError) and type(error).__module__.split(".")[0] in ("fruitcnn", "jobs")
+
+
+def _wrapped(error: BaseException) -> list[Any]:
+    if not type(error).__module__.startswith("ray.") and "RayTaskError" not in type(error).__name__:
+        return []
+    failures = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", None)]
+    return [*failures, getattr(error, "cause", None), getattr(error, "_base_exc", None), error.__cause__]
 
 
 def _start(settings: dict[str, Any]) -> None:
