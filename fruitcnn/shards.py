@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -209,8 +210,10 @@ def _run(job: DatasetPlan, progress: Progress) -> list[ShardResult]:
 def _on_ray(job: DatasetPlan, plans: Sequence[ShardPlan]) -> Iterator[tuple[ShardPlan, ShardResult]]:
     import ray
 
-    task = ray.remote(num_cpus=1)(write_shard)
-    source = ray.put(dataclasses.replace(job.source, records=[]))
+    task = ray.remote(num_cpus=1)(_write_shard)
+    # In a list Ray leaves the reference alone: the source, with all its listing, is unpickled once a worker, not once a
+    # shard.
+    source = [ray.put(dataclasses.replace(job.source, records=[]))]
     waiting = iter(plans)
     in_flight: dict[Any, ShardPlan] = {}
     num_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -228,6 +231,18 @@ def _on_ray(job: DatasetPlan, plans: Sequence[ShardPlan]) -> Iterator[tuple[Shar
     finally:
         for ref in in_flight:
             ray.cancel(ref)
+
+
+def _write_shard(source: list[Any], *args: Any) -> ShardResult:
+    return write_shard(_source(source[0]), *args)
+
+
+@lru_cache(maxsize=1)
+def _source(reference: Any) -> Source:
+    import ray
+
+    found: Source = ray.get(reference)
+    return found
 
 
 # --- the end
