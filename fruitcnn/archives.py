@@ -28,7 +28,7 @@ _READ_AHEAD_BYTES = 1 << 20
 _INFLATE_CHUNK_BYTES = 4 << 20
 _ENCRYPTED = 0x1
 _DRIVE = re.compile(r"^[A-Za-z]:")
-_WORTH_A_LOOK = re.compile(r"^.:|^/|/$|//|\\|\.\.|(?:^|/)\.(?:/|$)|\0")  # one cheap pass over ordinary names
+_WORTH_A_LOOK = re.compile(r"^$|^.:|^/|/$|//|\\|\.\.|(?:^|/)\.(?:/|$)|\0")  # one cheap pass over ordinary names
 
 
 class ArchiveError(ValueError):
@@ -91,10 +91,10 @@ def safe_name(name: str) -> str:
     """A member name made relative and '/'-separated; raises ArchiveError where it would leave the archive's root."""
     if not _WORTH_A_LOOK.search(name):
         return name
-    parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or _DRIVE.match(name) or ".." in parts or "\0" in name:
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    if not parts or name[0] in "/\\" or _DRIVE.match(parts[0]) or ".." in parts or "\0" in name:
         raise ArchiveError(f"unsafe member name {name!r}: it leads out of the archive. Do not use this archive")
-    return "/".join(part for part in parts if part not in ("", "."))
+    return "/".join(parts)
 
 
 def _zip_members(file: IO[bytes]) -> Iterator[Member]:
@@ -114,6 +114,10 @@ def _tar_members(file: IO[bytes]) -> Iterator[Member]:
             archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header: memory would grow
             if info.isreg() and not info.issparse():
                 yield Member(safe_name(info.name), info.size, None, info.offset_data, info.size, None)
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            # tarfile takes this for the end; a transfer that broke off between two members looks the same.
+            raise tarfile.ReadError("its end mark is missing")
 
 
 def _zip_payload(uri: str, member: Member) -> bytes:
@@ -149,6 +153,8 @@ def _is_gzipped(uri: str) -> bool:
 def _inflated(uri: str, cache_dir: str | None) -> str:
     """Path of the inflated copy, named by URI, size and gzip trailer (checksum, length): new archive, new copy."""
     with _RangedFile(uri) as raw:
+        if not raw.size_bytes:  # gzip takes this for a whole file
+            raise ArchiveError(f"{uri} is cut off: 0 bytes. Copy or download it again")
         trailer = storage.read_range(uri, max(raw.size_bytes - 8, 0), min(raw.size_bytes, 8))
         key = hashlib.sha256(f"{uri}\n{raw.size_bytes}\n{trailer.hex()}".encode()).hexdigest()[:16]
         target = cache.folder(cache_dir) / "inflated" / f"{key}.tar"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"^[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w-]*$")
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 16  # at most this much is lost when a transfer breaks
 _TIMEOUT_SECONDS = 60
 _NUM_TRIES = 4  # in a row without a new byte
 _FIRST_PAUSE_SECONDS = 0.5

@@ -7,7 +7,7 @@ ending, except hidden and system files: what is no picture, shard rejects by nam
 
 import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -171,21 +171,25 @@ def _split_roots(folders: set[str]) -> set[str]:
 def _plain_root(folders: set[str], root: str, uri: str) -> str:
     """The folder of class folders: down from `root` as long as there is a single folder with folders in it."""
     children = _children(folders, root)
-    while len(children) == 1 and _children(folders, only := next(iter(children))):
+    while len(children) == 1 and _children(folders, only := next(iter(children))) and not _lone_splits(folders, root):
         root, children = only, _children(folders, only)
+    if lone := _lone_splits(folders, root):
+        raise SourceError(
+            f"--source: {uri} has {lone[0]!r} but not its counterpart (Training and Test belong side by side); "
+            f"to split it here, pass --root {lone[0]!r}"
+        )
     if not children:
         raise SourceError(
-            f"--source: {uri} holds files but no class folders; wanted <Class>/<picture>, or Training/<Class>/ "
-            "beside Test/<Class>/"
-        )
-    splits = Counter(_split_of(child.rpartition("/")[2]) for child in children)
-    if len(children) == 1 and splits[None] == 0:
-        only = children.pop()
-        raise SourceError(
-            f"--source: {uri} has {only!r} but not its counterpart (Training and Test belong side by side); "
-            f"to split it here, pass --root {only!r}"
+            f"--source: {uri} holds files but no class folders; wanted <Class>/<picture>, or "
+            "Training/<Class>/<picture> beside Test/<Class>/<picture>"
         )
     return root
+
+
+def _lone_splits(folders: set[str], root: str) -> list[str]:
+    """Training or Test folders right under root, with class folders in them."""
+    children = sorted(_children(folders, root))
+    return [child for child in children if _split_of(child.rpartition("/")[2]) and _children(folders, child)]
 
 
 def _children(folders: set[str], root: str) -> set[str]:
