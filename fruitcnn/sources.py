@@ -73,7 +73,7 @@ def open_source(
     cache_dir: for downloads and inflated archives; default FRUITCNN_CACHE or ~/.cache/fruitcnn.
     Raises SourceError (what was got, wanted, and the next step) or StorageError (URI and cause).
     """
-    if _SYNTHETIC.match(uri) or uri.startswith("synthetic"):
+    if uri == "synthetic" or uri.startswith("synthetic:"):
         return _open_synthetic(uri, seed)
     listing = _list(uri, cache_dir)
     files = [Listed(path, size) for path, size, _ in listing.files if not is_hidden(path)]

@@ -37,7 +37,7 @@ class Family(NamedTuple):
     """
 
     colour: tuple[int, int, int]
-    body: tuple[tuple[float, float, float, float, float, float], ...]
+    body: tuple[tuple[float, ...], ...]
     stem: float = 0.2
 
 
@@ -49,7 +49,13 @@ _PEAR = ((0, 0.22, 0, 0.60, 0.56, 0.60), (0, -0.28, 0, 0.40, 0.52, 0.40), (0, -0
 _LEMON = ((0, 0, 0, 0.58, 0.66, 0.58), (0, -0.56, 0, 0.22, 0.28, 0.22), (0, 0.58, 0, 0.22, 0.26, 0.22))
 _HEART = ((-0.16, -0.06, 0, 0.54, 0.56, 0.5), (0.16, -0.06, 0, 0.54, 0.56, 0.5), (0, 0.2, 0, 0.44, 0.56, 0.44))
 _BENT = tuple(
-    (0.62 * math.cos(a) - 0.36, 0.86 * math.sin(a), 0.0, 0.26, 0.34, 0.26) for a in (-1.0, -0.5, 0.0, 0.5, 1.0)
+    (
+        0.8 * math.cos(a) - 0.6,
+        0.8 * math.sin(a),
+        0.0,
+        *(3 * [0.21 - 0.12 * a**4]),
+    )
+    for a in (-0.9, -0.72, -0.54, -0.36, -0.18, 0.0, 0.18, 0.36, 0.54, 0.72, 0.9)
 )
 _FLUTED = tuple((0.3 * math.cos(a), 0, 0.3 * math.sin(a), 0.44, 0.66, 0.44) for a in (0.3, 1.56, 2.81, 4.07, 5.33))
 
@@ -59,7 +65,7 @@ FAMILIES: dict[str, Family] = {
     "Orange": Family((224, 132, 36), _ROUND, stem=0.0),
     "Plum": Family((92, 48, 92), _OVAL),
     "Lemon": Family((222, 196, 56), _LEMON, stem=0.0),
-    "Peach": Family((222, 140, 96), _HEART, stem=0.0),
+    "Peach": Family((222, 140, 96), _ROUND, stem=0.0),
     "Tomato": Family((198, 60, 38), _FLAT),
     "Apple Golden": Family((204, 184, 84), _ROUND),
     "Kiwi": Family((128, 100, 62), _OVAL, stem=0.0),
