@@ -105,7 +105,8 @@ def read_rows(
     uri = storage.join(dataset_uri, path)
     filesystem, file_path = storage.parquet_filesystem(uri)
     try:
-        with pq.ParquetFile(file_path, filesystem=filesystem) as file:
+        # pre_buffer: a row group comes with one request to S3, not with one for each of its columns.
+        with pq.ParquetFile(file_path, filesystem=filesystem, pre_buffer=True) as file:
             numbers = range(file.num_row_groups) if row_groups is None else row_groups
             for number in numbers:
                 yield from file.read_row_group(number, list(columns)).combine_chunks().to_batches()

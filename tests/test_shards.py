@@ -24,6 +24,8 @@ from fruitcnn.parquet import ROW_GROUP_ROWS, Row, encode, read_rows
 from fruitcnn.sharding import ShardPlan, plan_shards, write_shard
 from fruitcnn.shards import ShardConfig, check_dataset, write_dataset
 from fruitcnn.sources import Record, Source, SourceError, open_source
+from jobs import shard as shard_job
+from jobs.cli import run
 
 Jpeg = Callable[..., bytes]
 
@@ -513,6 +515,21 @@ def test_hugging_face_datasets_opens_it_with_pictures_and_class_names(
 
 
 @pytest.mark.ray
+def test_shards_of_a_grown_data_set_name_all_classes_known_when_they_were_written(
+    ray_session: None, tmp_path: Path, jpeg_bytes: Jpeg
+) -> None:
+    source, dataset = make_source(tmp_path / "in", jpeg_bytes, "Banana Pear"), tmp_path / "out"
+    write(source, dataset)
+    make_source(source, jpeg_bytes, "Apple")
+    manifest = write(source, dataset)
+    names = []
+    for shard in (manifest.splits["train"].shards[0], manifest.splits["train"].shards[-1]):
+        metadata = pq.read_schema(dataset / shard.path).metadata[b"huggingface"]
+        names.append(json.loads(metadata)["info"]["features"]["label"]["names"])
+    assert names == [["Banana", "Pear"], ["Banana", "Pear", "Apple"]]
+
+
+@pytest.mark.ray
 def test_duckdb_and_pandas_open_it(ray_session: None, tmp_path: Path, jpeg_bytes: Jpeg) -> None:
     import duckdb
     import pandas as pd
@@ -524,6 +541,40 @@ def test_duckdb_and_pandas_open_it(ray_session: None, tmp_path: Path, jpeg_bytes
     frame = pd.concat(pd.read_parquet(dataset / shard.path) for shard in manifest.splits["train"].shards)
     assert list(frame.columns) == ["image", "label", "id", "group"]
     assert frame.image.iloc[0]["bytes"].startswith(b"\xff\xd8\xff")
+
+
+# --- the job
+
+
+def run_job(*words: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        run(ShardConfig, shard_job.main, shard_job.__doc__, list(words))
+    return int(end.value.code or 0)
+
+
+@pytest.mark.ray
+def test_the_job_says_what_there_is_now_and_that_nothing_is_new_the_second_time(
+    ray_session: None, tmp_path: Path, jpeg_bytes: Jpeg, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--source", str(make_source(tmp_path / "in", jpeg_bytes)), "--dataset", str(tmp_path / "out")]
+    assert run_job(*words) == 0
+    table = capsys.readouterr().out
+    for line in ("classes     2", "test rows   4", "train rows  12", "rejected    none", f"data set    {tmp_path}/out"):
+        assert line in table
+    assert "16 files" in table
+    assert run_job(*words) == 0
+    assert "nothing new in the source" in capsys.readouterr().out
+
+
+def test_the_job_refuses_wrong_use_with_exit_code_2_and_one_line(
+    tmp_path: Path, jpeg_bytes: Jpeg, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_source(tmp_path / "in", jpeg_bytes)
+    assert run_job("--source", str(source), "--dataset", str(source)) == 2
+    assert run_job("--source", str(tmp_path / "nothing"), "--dataset", str(tmp_path / "out")) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1].strip() for line in errors] == ["--dataset", "--source"]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.ray
