@@ -128,7 +128,9 @@ class Replica:
     def _sum_over_workers(self, values: tf.Tensor) -> tf.Tensor:
         if self.strategy.num_replicas_in_sync == 1:
             return values
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+        # An argument of a graph lies on no device yet, and an all-reduce asks for one.
+        placed = tf.identity(values)
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, placed)
 
     def _local_weights(self) -> list[tf.Tensor]:
         # Inside a replica an "on_read" variable gives this worker's own value; outside it would start an all-reduce.
@@ -153,7 +155,7 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> Any:
         start = 0.0 if warmup else rate
         rate = keras.optimizers.schedules.CosineDecay(start, decay, warmup_target=rate, warmup_steps=warmup)
     makers = {
-        "adamw": lambda: keras.optimizers.AdamW(rate, weight_decay=config.weight_decay),
+        "adamw": lambda: keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, epsilon=1e-5),
         "sgd": lambda: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
         "rmsprop": lambda: keras.optimizers.RMSprop(rate),
     }
