@@ -4,7 +4,8 @@
     <dataset>/manifests/000001.json   every version, never changed once written (put-if-absent)
 
 Classes keep their order of arrival: sorted within the version that brought them, later ones behind. So the label of a
-row never changes, however often the data set grows.
+row never changes, however often the data set grows. A shard's own Hugging Face metadata names the classes known when
+it was written: of a data set that gained classes, give `datasets` a newest shard first, or features=.
 """
 
 import hashlib

@@ -54,7 +54,8 @@ def encode(rows: Sequence[Row], classes: Sequence[str]) -> bytes:
     """The Parquet file of these rows, in their order; the same rows give the same bytes."""
     sink = io.BytesIO()
     shard_schema = schema(classes)
-    # JPEG and PNG bytes do not compress and do not repeat: measured, zstd takes 2 % off them at ten times the time.
+    # Measured: zstd takes 14 % off 5 KB pictures (their headers repeat) at 11 us a picture, 2 % off photographs. Left
+    # alone, a picture's bytes lie in the file as they are.
     writer = pq.ParquetWriter(
         sink,
         shard_schema,
