@@ -1,0 +1,123 @@
+"""Do all formats answer alike? Test pictures to compare on, the comparison, the golden ones. Called by freezing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fruitcnn import frozen, images, runtimes
+from fruitcnn.bundle import GOLDEN, Agreement, Description, FrozenModelError
+from fruitcnn.manifest import Manifest
+from fruitcnn.parquet import read_rows
+from fruitcnn.pixels import blocks
+
+MIN_SAME_TOP1 = 0.999
+
+_ROW_GROUPS = 64  # read from the data set for a comparison, of 256 rows each
+_ENCODED = "saved model, encoded"
+_DECODED_IN_GRAPH = (b"\xff\xd8\xff", b"\x89PNG")
+
+
+class Sample(NamedTuple):
+    """Pictures to compare on: uint8 (N, H, W, 3), labels (N,) int64, and the N files they were decoded from."""
+
+    split: str
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    encoded: list[bytes]
+
+
+def take_sample(dataset: str, manifest: Manifest, num_images: int, input_px: tuple[int, int]) -> Sample:
+    """Read and decode `num_images` pictures spread evenly over the test split (over train where there is no test).
+
+    Reads a few row groups, not the split: it is the same work for ten million pictures.
+    """
+    name = "test" if "test" in manifest.splits else "train"
+    groups = blocks(manifest.split(name))
+    groups = [groups[index] for index in _evenly(len(groups), max(_ROW_GROUPS, num_images // 16))]
+    ends = np.cumsum([group.num_rows for group in groups])
+    rows = _evenly(int(ends[-1]), num_images)
+    encoded: list[bytes] = []
+    labels: list[int] = []
+    for group, last in zip(groups, ends, strict=True):
+        inside = [int(row - last + group.num_rows) for row in rows if last - group.num_rows <= row < last]
+        batches = list(read_rows(dataset, group.shard, ("image.bytes", "label"), [group.row_group])) if inside else []
+        table = pa.Table.from_batches(batches).take(inside) if batches else None
+        if table is not None:
+            encoded += table["image"].combine_chunks().field("bytes").to_pylist()
+            labels += table["label"].to_pylist()
+    pixels = np.stack([images.decode(data, input_px, manifest.max_pixels).pixels for data in encoded])
+    return Sample(name, pixels, np.array(labels, np.int64), encoded)
+
+
+def choose_golden(
+    labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32], num_golden: int
+) -> npt.NDArray[np.int64]:
+    """Choose rows, (M,) rising: half spread over the classes, half those the model is least sure of.
+
+    Sure answers are near 0 and 1 whatever the arithmetic; the unsure ones show a runtime that computes otherwise.
+    """
+    first_of_class = np.unique(labels, return_index=True)[1]
+    spread = first_of_class[_evenly(len(first_of_class), (num_golden + 1) // 2)]
+    by_doubt = np.argsort(probabilities.max(axis=1), kind="stable")
+    others = by_doubt[~np.isin(by_doubt, spread)]
+    return np.sort(np.concatenate([spread, others[: num_golden - len(spread)]]))
+
+
+def write_golden(folder: Path, sample: Sample, probabilities: npt.NDArray[np.float32], num_golden: int) -> None:
+    """Write golden.npz: some of the sample's images and the probabilities that Keras gave for them."""
+    chosen = choose_golden(sample.labels, probabilities, num_golden)
+    np.savez(folder / GOLDEN, images=sample.pixels[chosen], probabilities=probabilities[chosen])
+
+
+def compare(
+    folder: Path, description: Description, sample: Sample, expected: npt.NDArray[np.float32]
+) -> Iterator[Agreement]:
+    """Compare every format in a local folder with `expected`, float32 (N, classes) from Keras before the export."""
+    for name, runtime in runtimes.FORMATS.items():
+        answers = frozen.in_batches(frozen.opened(name, folder, description), sample.pixels, expected.shape[1])
+        yield _agreement(name, runtime.file, answers, expected)
+    known = [row for row, data in enumerate(sample.encoded) if data.startswith(_DECODED_IN_GRAPH)]
+    if known:
+        answer = runtimes.open_encoded(folder)
+        answers = np.concatenate([answer([sample.encoded[row]]) for row in known])
+        yield _agreement(_ENCODED, "saved_model", answers, expected[known], is_bound=False)
+
+
+def require(agreements: tuple[Agreement, ...]) -> None:
+    """Raise FrozenModelError naming every format that answers unlike Keras."""
+    wrong = [
+        f"{each.format} ({each.file}): {each.same_top1:.2%}, within {each.max_difference:.2g}"
+        for each in agreements
+        if each.is_bound and not (each.same_top1 >= MIN_SAME_TOP1 and each.max_difference <= frozen.MAX_DIFFERENCE)
+    ]
+    if wrong:
+        raise FrozenModelError(
+            f"no model was written, since these answer unlike Keras on {agreements[0].num_images} images (wanted same "
+            f"top-1 on {MIN_SAME_TOP1:.1%}, probabilities within {frozen.MAX_DIFFERENCE:g}):\n" + "\n".join(wrong)
+        )
+
+
+def _agreement(
+    name: str, file: str, answers: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], is_bound: bool = True
+) -> Agreement:
+    same = float((answers.argmax(axis=1) == expected.argmax(axis=1)).mean())
+    difference = float(np.abs(answers - expected).max())
+    return Agreement(
+        format=name,
+        file=file,
+        num_images=len(expected),
+        same_top1=same,
+        max_difference=difference,
+        is_bound=is_bound,
+    )
+
+
+def _evenly(count: int, wanted: int) -> npt.NDArray[np.int64]:
+    """Return `wanted` numbers, or all, spread over range(count)."""
+    return np.arange(min(count, wanted)) * count // max(1, min(count, wanted))

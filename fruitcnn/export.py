@@ -1,0 +1,85 @@
+"""A Keras model -> every format of the bundle, offline and without a word on the screen; called by freezing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fruitcnn.bundle import FrozenModelError
+from fruitcnn.encoded import decode_batch
+from fruitcnn.models import build_model
+from fruitcnn.runtimes import ENCODED_SIGNATURE, INPUT, OUTPUT, SIGNATURE, import_tensorflow
+
+ONNX_OPSET = 17
+"""Old enough for every runtime of the last years, onnxruntime-web included."""
+
+
+def plain_model(architecture: str, input_px: tuple[int, int], num_classes: int, weights: list[np.ndarray]) -> Any:
+    """Return the plain Keras twin of a trained network with the weights of a checkpoint; FrozenModelError if they do
+    not fit.
+
+    It opens anywhere without fruitcnn: nothing of the training layers is in it.
+    """
+    model = build_model(architecture, input_px, num_classes)
+    # Keras's own Dropout brings a state for its random draws, which the training twin has not.
+    variables = [each for each in model.variables if "seed_generator" not in each.path]
+    if [tuple(each.shape) for each in variables] != [values.shape for values in weights]:
+        raise FrozenModelError(f"checkpoint: its arrays do not fit {architecture} with {num_classes} classes")
+    for variable, values in zip(variables, weights, strict=True):
+        variable.assign(values)
+    return model
+
+
+def write_formats(model: Any, folder: Path) -> None:
+    """Write a keras.Model, uint8 (N, H, W, 3) -> float32 (N, classes), into an existing folder, in all formats.
+
+    model.keras and cnn_fruit.weights.h5 for Keras, saved_model/ (signatures serving_default and encoded),
+    frozen_graph.pb and model.onnx, all with the preprocessing after decoding and the softmax inside.
+    """
+    tf = import_tensorflow()
+    model.save(str(folder / "model.keras"))
+    model.save_weights(str(folder / "cnn_fruit.weights.h5"))
+    pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name=INPUT)
+    # AutoGraph has nothing to convert here, and what it cannot convert it prints, environment included.
+    answer = tf.function(lambda image: {OUTPUT: model(image, training=False)}, [pixels], autograph=False)
+    _write_saved_model(model, answer, folder / "saved_model")
+    (folder / "frozen_graph.pb").write_bytes(_frozen_graph(answer.get_concrete_function()).SerializeToString())
+    (folder / "model.onnx").write_bytes(_onnx(answer, pixels).SerializeToString())
+
+
+def _write_saved_model(model: Any, answer: Any, folder: Path) -> None:
+    tf = import_tensorflow()
+    input_px = model.input_shape[1:3]
+    files = tf.TensorSpec((None,), tf.string, name=ENCODED_SIGNATURE)
+    answer_files = tf.function(lambda encoded: answer(decode_batch(encoded, input_px)), [files], autograph=False)
+    module = tf.Module()
+    module.variables_of_model = [variable.value for variable in model.variables]
+    signatures = {SIGNATURE: answer, ENCODED_SIGNATURE: answer_files}
+    tf.saved_model.save(module, str(folder), signatures)
+
+
+def _frozen_graph(function: Any) -> Any:
+    """Return a GraphDef without variables, its output under the name OUTPUT."""
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    tf = import_tensorflow()
+    frozen = convert_variables_to_constants_v2(function)
+    with tf.Graph().as_default() as graph:
+        (probabilities,) = tf.import_graph_def(
+            frozen.graph.as_graph_def(), name="", return_elements=[frozen.outputs[0].name]
+        )
+        tf.identity(probabilities, name=OUTPUT)
+    return graph.as_graph_def()
+
+
+def _onnx(function: Any, pixels: Any) -> Any:
+    import tf2onnx
+
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    proto, _ = tf2onnx.convert.from_function(function, input_signature=[pixels], opset=ONNX_OPSET)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return proto

@@ -1,0 +1,219 @@
+"""A training run -> a frozen model that proves itself. Between train and frozen; `jobs.freeze` is its front.
+
+The best checkpoint goes into plain Keras layers, from there into every format, and each format must then answer test
+images as Keras does before model.json, the last file, is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fruitcnn import bundle, checkpoints, frozen, runtimes, storage
+from fruitcnn.bundle import Description
+from fruitcnn.errors import UsageError
+from fruitcnn.manifest import Manifest, load_manifest
+
+Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
+"""progress(title, total, unit) -> context manager yielding update(done, note=""): jobs.cli.progress is one."""
+
+_CARD = "MODEL_CARD.md"
+# fmt: off
+_VERSIONS = (
+    "fruitcnn", "keras", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "openvino", "pillow", "simplejpeg",
+    "tensorflow", "tensorflow-cpu", "tf2onnx",
+)
+# fmt: on
+
+
+class FreezeConfig(BaseModel):
+    """What `python -m jobs.freeze` takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str | None = Field(None, description="finished training run: the URI that jobs.train wrote")
+    model: str | None = Field(None, description="where the frozen model goes: an empty folder or s3://bucket/prefix")
+    check: str | None = Field(None, description="instead of run and model: prove the frozen model at this URI")
+    dataset: str | None = Field(None, description="data set to compare on; default the one of the run")
+    num_compared: int = Field(1000, ge=1, description="test images on which all formats are compared with Keras")
+    num_golden: int = Field(32, ge=1, le=1000, description="of them, those kept in the bundle with their answers")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> FreezeConfig:
+        if bool(self.check) == bool(self.run and self.model) or (self.check and (self.run or self.model)):
+            raise ValueError("give either --run RUN --model MODEL, to freeze, or --check MODEL, to prove one")
+        return self
+
+
+class Run(NamedTuple):
+    """A finished training run, as its files tell."""
+
+    uri: str
+    said: dict[str, Any]
+    """config.json."""
+    result: dict[str, Any]
+    """result.json."""
+    weights_sha256: str
+
+    @property
+    def identity(self) -> str:
+        """Hash over what decides the model's answers."""
+        config = self.said["config"]
+        facts = [self.weights_sha256, self.said["classes"], config["architecture"], config["input_px"]]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+class Dataset(NamedTuple):
+    """The data set to compare on."""
+
+    uri: str
+    manifest: Manifest
+
+
+def freeze(config: FreezeConfig, progress: Progress) -> Description:
+    """Freeze the best checkpoint of config.run to config.model; returns what model.json says.
+
+    The same again changes nothing. UsageError: the run is not finished, the destination holds something else, or the
+    data set does not fit. FrozenModelError: a format answers unlike Keras, or the model at the destination is damaged.
+    """
+    assert config.run, "validated"
+    assert config.model, "validated"
+    run = read_run(config.run)
+    model_uri = storage.normalise(config.model)
+    if found := _finished(model_uri, run):
+        return found
+    dataset = _dataset(run, config.dataset)
+    with tempfile.TemporaryDirectory(prefix="fruitcnn-freeze-") as folder, progress("freeze", 3, "steps") as update:
+        description = _build(run, dataset, config, Path(folder), update)
+        storage.upload_directory(folder, model_uri)
+        if not storage.put_if_absent(storage.join(model_uri, bundle.DESCRIPTION), description.to_bytes()):
+            _finished(model_uri, run)  # another freeze was faster: fine if it froze the same
+        update(3)
+    return frozen.verify(model_uri)
+
+
+def _build(run: Run, dataset: Dataset, config: FreezeConfig, folder: Path, update: Callable[..., None]) -> Description:
+    """Write all files but model.json into a local folder; returns what model.json shall say."""
+    from fruitcnn import agreement, model_card
+
+    size = (run.said["config"]["input_px"],) * 2
+    sample = agreement.take_sample(dataset.uri, dataset.manifest, config.num_compared, size)
+    update(0, "TensorFlow starts and writes the formats")
+    expected = _export(run, folder, sample.pixels)
+    agreement.write_golden(folder, sample, expected, config.num_golden)
+    update(1, "formats are compared")
+    draft = _describe(run, dataset, sample.split, folder)
+    draft = draft.model_copy(update={"agreement": tuple(agreement.compare(folder, draft, sample, expected))})
+    agreement.require(draft.agreement)
+    update(2, "files are copied")
+    (folder / _CARD).write_text(model_card.render(draft))
+    return draft.model_copy(update={"files": bundle.stored_files(folder)})
+
+
+def read_run(run_uri: str) -> Run:
+    """Read what a finished training run left; UsageError if it is not finished."""
+    uri = storage.normalise(run_uri)
+    try:
+        said = storage.read_json(storage.join(uri, "config.json"))
+        result = storage.read_json(storage.join(uri, "result.json"))
+        checkpoint = checkpoints.facts(uri, result["best_checkpoint"])
+    except storage.NotFoundError as error:
+        raise UsageError(
+            f'no {error.uri}: there is no finished training run; run "python -m jobs.train --dataset DATASET --run '
+            f'{run_uri}" first'
+        ) from error
+    return Run(uri, said, result, checkpoint["sha256"]["weights.npz"])
+
+
+def _finished(model_uri: str, run: Run) -> Description | None:
+    """Return the description if this model is at the destination already; UsageError if something else is."""
+    if not storage.exists(storage.join(model_uri, bundle.DESCRIPTION)):
+        _require_ours(model_uri)
+        return None
+    found, _ = bundle.read_description(model_uri)
+    if found.identity != run.identity:
+        raise UsageError(
+            f"--model {model_uri}: holds another model (frozen from {found.training['run']}, checkpoint "
+            f"{found.training['checkpoint']}); name another folder"
+        )
+    return frozen.verify(model_uri)
+
+
+def _require_ours(model_uri: str) -> None:
+    """Accept an empty place, or what a freeze that was stopped left there."""
+    ours = {runtime.file for runtime in runtimes.FORMATS.values()} | {bundle.GOLDEN, _CARD}
+    for entry in storage.list_files(model_uri):
+        name = entry.uri.removeprefix(model_uri).strip("/")
+        if name.split("/")[0] not in ours:
+            raise UsageError(f"--model {model_uri}: not empty, and no frozen model ({name}); name an empty folder")
+
+
+def _dataset(run: Run, override: str | None) -> Dataset:
+    uri = storage.normalise(override or run.said["config"]["dataset"])
+    manifest = load_manifest(uri, None if override else run.said["dataset_version"])
+    if list(manifest.classes) != run.said["classes"]:
+        raise UsageError(f"--dataset {uri}: its classes are not those of the run {run.uri}; name the run's data set")
+    return Dataset(uri, manifest)
+
+
+def _export(run: Run, folder: Path, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Write all formats; returns what the network answers to `pixels`, uint8 (N, H, W, 3), before the export."""
+    runtimes.import_tensorflow()
+    from fruitcnn import export
+
+    weights = checkpoints.load(run.uri, run.result["best_checkpoint"]).weights
+    num_classes = len(run.said["classes"])
+    model = export.plain_model(run.said["config"]["architecture"], pixels.shape[1:3], num_classes, weights)
+    export.write_formats(model, folder)
+    return frozen.in_batches(runtimes.keras_predict(model), pixels, num_classes)
+
+
+def _describe(run: Run, dataset: Dataset, split: str, folder: Path) -> Description:
+    config, result = run.said["config"], run.result
+    training = {"run": run.uri, "checkpoint": result["best_checkpoint"], "config": config}
+    training |= {name: result.get(name) for name in ("num_steps", "images_seen", "num_workers")}
+    manifest = dataset.manifest
+    return Description(
+        identity=run.identity,
+        architecture=config["architecture"],
+        labels=tuple(run.said["classes"]),
+        input_px=(config["input_px"], config["input_px"]),
+        preprocessing=_preprocessing(),
+        tensors=runtimes.TENSORS,
+        metrics={name: result[name] for name in ("validation", "test") if result.get(name)},
+        dataset={"uri": dataset.uri, "version": manifest.version, "manifest_sha256": manifest.sha256},
+        training=training,
+        versions=_versions(),
+        agreement=(),
+        compared_split=split,
+        created_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
+        files=bundle.stored_files(folder),
+    )
+
+
+def _preprocessing() -> dict[str, str]:
+    """Say how bytes become pixels: in the words of images.py, with the hash of its source as its version."""
+    from fruitcnn import images
+
+    source = hashlib.sha256(Path(images.__file__).read_bytes()).hexdigest()
+    return {"code": "fruitcnn.images.decode", "sha256": source, "statement": (images.__doc__ or "").strip()}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

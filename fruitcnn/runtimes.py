@@ -1,0 +1,168 @@
+"""A bundle's files -> a function from pixels to probabilities, one for each runtime; called by frozen and freezing.
+
+Every one maps uint8 (N, H, W, 3) to float32 (N, classes) for any N >= 1, in float32 arithmetic, from several threads.
+A library is imported when its runtime is opened, so that classifying with OpenVINO does not wait for TensorFlow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fruitcnn.bundle import Description
+
+Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+
+INPUT, OUTPUT = "image", "probabilities"
+ENCODED_SIGNATURE, SIGNATURE = "encoded", "serving_default"
+
+
+TENSORS: dict[str, dict[str, Any]] = {
+    "frozen_graph.pb": {"input": f"{INPUT}:0", "output": f"{OUTPUT}:0"},
+    "model.onnx": {"input": INPUT, "output": OUTPUT},
+    "saved_model": {
+        SIGNATURE: {"input": INPUT, "output": OUTPUT},
+        ENCODED_SIGNATURE: {"input": ENCODED_SIGNATURE, "output": OUTPUT},
+    },
+}
+"""Names of the inputs and outputs, by file: as they go into model.json."""
+
+
+class Runtime(NamedTuple):
+    """`file` (or folder) of the bundle that it reads, and how: open(folder, description, num_threads) -> Predict.
+
+    num_threads 0 leaves it to the runtime.
+    """
+
+    file: str
+    open: Callable[[Path, Description, int], Predict]
+
+    def files(self, description: Description) -> list[str]:
+        """Return the paths of the bundle that this runtime reads."""
+        return [name for name in description.files if name == self.file or name.startswith(f"{self.file}/")]
+
+
+def import_tensorflow(num_threads: int | None = None) -> Any:
+    """Return the module tensorflow, quiet, in exact float32, with `num_threads` threads if it was not yet started."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    import tensorflow as tf
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    # On a GPU, TF32 would keep 10 bits of each factor: three digits, and no golden answer would be met.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        for device in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(device, True)
+        if num_threads:
+            tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+    except RuntimeError:
+        pass  # TensorFlow already works in this process, with what it was given then
+    return tf
+
+
+def has_gpu() -> bool:
+    """Whether TensorFlow would find an NVIDIA GPU here; looks at devices and packages, imports nothing."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not Path("/dev/nvidiactl").exists():
+        return False
+    try:
+        return bool(version("tensorflow"))  # the CPU build is the package tensorflow-cpu
+    except PackageNotFoundError:
+        return False
+
+
+def _openvino(folder: Path, _: Description, num_threads: int) -> Predict:
+    import openvino
+
+    core = openvino.Core()
+    # Where the CPU has bf16, OpenVINO would compute in it and be off by a hundredth.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": num_threads}
+    compiled = core.compile_model(core.read_model(str(folder / "model.onnx")), "CPU", settings)
+    request, lock = compiled.create_infer_request(), threading.Lock()
+
+    def predict(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        with lock:
+            return np.array(request.infer([pixels], share_inputs=True)[0])
+
+    return predict
+
+
+def _onnxruntime(folder: Path, _: Description, num_threads: int) -> Predict:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = num_threads, 3
+    path = str(folder / "model.onnx")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run([OUTPUT], {INPUT: pixels})[0]
+
+
+def _tensorflow(folder: Path, _: Description, num_threads: int) -> Predict:
+    tf = import_tensorflow(num_threads)
+    loaded = tf.saved_model.load(str(folder / "saved_model"))
+
+    def predict(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return loaded.signatures[SIGNATURE](image=tf.constant(pixels))[OUTPUT].numpy()
+
+    return predict
+
+
+def _keras(folder: Path, _: Description, num_threads: int) -> Predict:
+    import_tensorflow(num_threads)
+    import keras
+
+    return keras_predict(keras.saving.load_model(str(folder / "model.keras"), compile=False))
+
+
+def _weights(folder: Path, description: Description, num_threads: int) -> Predict:
+    import_tensorflow(num_threads)
+    from fruitcnn.models import build_model
+
+    model = build_model(description.architecture, description.input_px, len(description.labels))
+    model.load_weights(str(folder / "cnn_fruit.weights.h5"))
+    return keras_predict(model)
+
+
+def _frozen_graph(folder: Path, _: Description, num_threads: int) -> Predict:
+    tf = import_tensorflow(num_threads)
+    definition = tf.compat.v1.GraphDef.FromString((folder / "frozen_graph.pb").read_bytes())
+    wrapped = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
+    pruned = wrapped.prune(f"{INPUT}:0", f"{OUTPUT}:0")
+    return lambda pixels: pruned(tf.constant(pixels)).numpy()
+
+
+def open_encoded(folder: Path) -> Callable[[list[bytes]], npt.NDArray[np.float32]]:
+    """Return the SavedModel's other signature: N JPEG or PNG files -> float32 (N, classes)."""
+    tf = import_tensorflow()
+    loaded = tf.saved_model.load(str(folder / "saved_model"))
+    return lambda files: loaded.signatures[ENCODED_SIGNATURE](encoded=tf.constant(files))[OUTPUT].numpy()
+
+
+def keras_predict(model: Any) -> Predict:
+    """Return the Predict of a Keras model."""
+    tf = import_tensorflow()
+    signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)]
+    compiled = tf.function(lambda image: model(image, training=False), signature, autograph=False)
+    return lambda pixels: compiled(tf.constant(pixels)).numpy()
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "openvino": Runtime("model.onnx", _openvino),
+    "onnxruntime": Runtime("model.onnx", _onnxruntime),
+    "tensorflow": Runtime("saved_model", _tensorflow),
+    "keras": Runtime("model.keras", _keras),
+}
+FORMATS: dict[str, Runtime] = RUNTIMES | {
+    "frozen graph": Runtime("frozen_graph.pb", _frozen_graph),
+    "weights": Runtime("cnn_fruit.weights.h5", _weights),
+}
+"""The runtimes, and what is only proven: formats that a person reads with tools of their own."""
