@@ -25,7 +25,7 @@ from PIL import Image
 from fruitcnn import fetch, images, storage
 from fruitcnn.books import RunManifest
 from fruitcnn.manifest import Manifest
-from fruitcnn.parquet import read_rows
+from fruitcnn.parquet import read_rows, strings
 from fruitcnn.plan import Plan, PlanReader, load_plan
 from fruitcnn.predictions import load_manifest
 from fruitcnn.scores import COLUMNS, Example, Tally
@@ -122,7 +122,7 @@ class Truth:
         self.classes = manifest.classes
         shards = manifest.splits["test"].shards if "test" in manifest.splits else ()
         self._paths = {storage.join(dataset_uri, shard.path): shard.path for shard in shards}
-        self._names = pa.array(manifest.classes, pa.string())
+        self._names = strings(manifest.classes)
         # lru_cache on a method would keep the object alive; two shards are held at a time.
         self._shard = lru_cache(maxsize=2)(lambda path: _labels(dataset_uri, path))
 
