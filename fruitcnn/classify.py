@@ -12,6 +12,7 @@ import datetime
 import importlib.metadata
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fruitcnn import storage
 from fruitcnn.books import ClassifyError, PartBooks, RunManifest, StoredPart, Timing, add_up, imbalance
+from fruitcnn.errors import UsageError
 
 if TYPE_CHECKING:
     from fruitcnn.infer import Outcome
@@ -125,10 +127,13 @@ def classify(config: ClassifyConfig, progress: Progress) -> RunManifest:
 
 def prepare(config: ClassifyConfig) -> Run:
     """The run that config names, planned now if it is new; UsageError if it cannot be started."""
-    from fruitcnn import frozen, inputs, plan
+    from fruitcnn import bundle, frozen, inputs, plan
 
     predictions = storage.normalise(config.predictions)
-    model_hash, runtime = frozen.identify(config.model, config.runtime)
+    try:
+        model_hash, runtime = frozen.identify(config.model, config.runtime)
+    except bundle.FrozenModelError as error:
+        raise UsageError(f"--model {config.model}: {error}") from error
     settings = config.row_settings(runtime)
     found = plan.load_plan(predictions)
     if found is None:
@@ -234,6 +239,9 @@ def _execute(run: Run, pending: Sequence[int]) -> Iterator["Outcome"]:
     shared = {"batch_size", "top_k", "probabilities", "min_confidence", "max_pixels"}
     options = Options(**run.config.model_dump(include=shared), num_threads=cpus_per_actor)
     numbers = [{"part": part} for part in pending]
+    # Ray 2.60 announces that max_task_retries goes, and names nothing in its place; without it, a picture that takes
+    # its process down would be tried for ever.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=DeprecationWarning)
     outcomes = ray.data.from_items(numbers, override_num_blocks=min(len(pending), _MAX_BLOCKS)).map_batches(
         Actor,
         batch_size=1,
@@ -245,8 +253,7 @@ def _execute(run: Run, pending: Sequence[int]) -> Iterator["Outcome"]:
             enable_true_multi_threading=True,
         ),
         num_cpus=cpus_per_actor,
-        max_restarts=-1,
-        max_task_retries=ACTOR_DEATHS,
+        ray_remote_args_fn=lambda: {"max_task_retries": ACTOR_DEATHS},
     )
     for row in outcomes.iter_rows():
         yield Outcome.model_validate_json(row["outcome"])

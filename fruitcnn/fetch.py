@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from fruitcnn import archives, parquet, storage
-from fruitcnn.inputs import UNKNOWN_BYTES, Input
+from fruitcnn.inputs import UNKNOWN_BYTES, UNLISTED, Input
 
 CAUSES = ("not-found", "access-denied", "encrypted", "unreadable")
 """Besides images.CAUSES."""
@@ -75,20 +75,20 @@ def _fetch_rows(inputs: Sequence[Input]) -> Iterator[Fetched]:
 
 
 def _fetch_object(item: Input) -> Fetched:
-    if archives.is_archive(item.name):
-        return Fetched(item.id, None, "unreadable", _why_no_archive(item.name))
+    uri = item.name
+    if item.method == UNLISTED:
+        return Fetched(uri, None, "unreadable", _why_no_archive(uri))
     try:
-        if item.size_bytes == UNKNOWN_BYTES:
-            item = item._replace(size_bytes=storage.size_bytes(item.name))
-        return _too_large(item) if item.size_bytes > MAX_INPUT_BYTES else Fetched(item.id, storage.read(item.name))
+        num_bytes = storage.size_bytes(uri) if item.size_bytes == UNKNOWN_BYTES else item.size_bytes
+        return Fetched(uri, storage.read(uri)) if num_bytes <= MAX_INPUT_BYTES else _too_large(uri, num_bytes)
     except storage.NotFoundError:
-        return Fetched(item.id, None, "not-found", "no longer there when it was read")
+        return Fetched(uri, None, "not-found", "no longer there when it was read")
     except storage.PermissionDeniedError:
-        return Fetched(item.id, None, "access-denied", "may be listed, may not be read")
+        return Fetched(uri, None, "access-denied", "may be listed, may not be read")
     except storage.StorageError as error:
-        if not _is_of_this_object(item.name, error):
+        if not _is_of_this_object(uri, error):
             raise
-        return Fetched(item.id, None, "unreadable", str(error.cause))
+        return Fetched(uri, None, "unreadable", str(error.cause))
 
 
 def _is_of_this_object(uri: str, error: storage.StorageError) -> bool:
@@ -98,7 +98,7 @@ def _is_of_this_object(uri: str, error: storage.StorageError) -> bool:
 
 def _fetch_member(item: Input) -> Fetched:
     if item.size_bytes > MAX_INPUT_BYTES:
-        return _too_large(item)
+        return _too_large(item.id, item.size_bytes)
     if item.method == _ENCRYPTED_METHOD:
         return Fetched(item.id, None, "encrypted", "the archive's member is encrypted")
     if item.method not in (None, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -131,6 +131,6 @@ def _why_no_archive(uri: str) -> str:
     return "the archive could not be listed when the plan was made"
 
 
-def _too_large(item: Input) -> Fetched:
-    detail = f"{item.size_bytes:,} bytes, more than the {MAX_INPUT_BYTES:,} that are read"
-    return Fetched(item.id, None, "too-large", detail)
+def _too_large(input_id: str, num_bytes: int) -> Fetched:
+    detail = f"{num_bytes:,} bytes, more than the {MAX_INPUT_BYTES:,} that are read"
+    return Fetched(input_id, None, "too-large", detail)

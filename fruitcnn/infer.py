@@ -36,8 +36,13 @@ _BATCHES_AHEAD = 2
 class Model(Protocol):
     """What frozen.load gives."""
 
-    labels: Sequence[str]
-    input_px: tuple[int, int]
+    @property
+    def labels(self) -> Sequence[str]:
+        """By index of the probabilities."""
+
+    @property
+    def input_px(self) -> tuple[int, int]:
+        """(height, width)."""
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """Uint8 (N, H, W, 3) -> float32 (N, classes) probabilities."""
@@ -53,7 +58,7 @@ class Options(BaseModel):
     probabilities: bool
     min_confidence: float
     max_pixels: int
-    num_threads: int = Field(description="Threads that read and decode.")
+    num_threads: int = Field(description="Threads that read and decode, and of the model.")
 
 
 class Outcome(BaseModel):
@@ -125,7 +130,7 @@ class Actor(PartClassifier):
 
         plan = load_plan(predictions)
         assert plan is not None, f"no plan under {predictions}"
-        super().__init__(predictions, plan, frozen.load(model_uri, runtime), options)
+        super().__init__(predictions, plan, frozen.load(model_uri, runtime, options.num_threads), options)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
         """Ray Data's batch of part numbers -> an Outcome as JSON for each."""

@@ -18,6 +18,8 @@ from fruitcnn.errors import UsageError
 Kind = Literal["files", "archive", "list", "dataset"]
 
 UNKNOWN_BYTES = -1
+UNLISTED = -2
+"""As `method` of an object: an archive whose members could not be listed."""
 LIST_COLUMNS = ("uri", "id", "path", "url")
 _SYSTEM_NAMES = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 
@@ -30,7 +32,7 @@ class Input(NamedTuple):
     offset: int  # zip, tar: bytes into the archive; shard: row number
     size_bytes: int  # UNKNOWN_BYTES in lists of URIs
     stored_bytes: int  # members: size inside the archive
-    method: int | None  # members: compression method (archives.Member)
+    method: int | None  # members: compression method (archives.Member); UNLISTED
     crc32: int | None
 
     @property
@@ -118,8 +120,8 @@ def archive_members(uri: str, size_bytes: int, on_hidden: Callable[[], None]) ->
             seen.add(hash(member.name))
             yield Input(uri, name, member.offset, member.size_bytes, member.stored_bytes, member.method, member.crc32)
     except (archives.ArchiveError, storage.NotFoundError, storage.PermissionDeniedError):
-        # Reading it again when its part is classified says why, in its row.
-        yield _object(uri, size_bytes)
+        # Listing it again when its part is classified says why, in its row.
+        yield _object(uri, size_bytes)._replace(method=UNLISTED)
 
 
 def read_list(uri: str) -> Iterator[tuple[str, int]]:

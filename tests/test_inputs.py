@@ -112,12 +112,12 @@ def test_a_member_name_that_repeats_keeps_ids_unique(tmp_path: Path) -> None:
 
 
 def test_a_text_list_names_inputs_once_each(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("# pictures\n/p/b.jpg\n\n  /p/a.jpg \n/p/b.jpg\ns3://x/y z.jpg\n")
+    (tmp_path / "list.txt").write_text("# pictures\n/p/b.jpg\n\n  /p/a.jpg \n/p/b.jpg\ns3://pictures/y z.jpg\n")
     listing = Listing(str(tmp_path / "list.txt"))
     assert [(item.id, item.size_bytes) for item in listing] == [
         ("/p/a.jpg", UNKNOWN_BYTES),
         ("/p/b.jpg", UNKNOWN_BYTES),
-        ("s3://x/y z.jpg", UNKNOWN_BYTES),
+        ("s3://pictures/y z.jpg", UNKNOWN_BYTES),
     ]
     assert listing.num_repeated == 1
 
