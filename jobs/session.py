@@ -2,15 +2,16 @@
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 # Ray keeps sockets under its temp dir, and a socket's path has at most 107 characters, 60 of them Ray's own.
 LONGEST_TEMP_CHARS = 40
-START_TRIES = 3
+START_TRIES = 4
 
 # Workers inherit these. They silence what a user cannot act on; what is set already stays.
 QUIET = {
@@ -67,9 +68,11 @@ def _wrapped(error: BaseException) -> list[Any]:
 
 
 def _start(settings: dict[str, Any]) -> None:
+    import psutil  # comes with Ray
     import ray
 
     for tries_left in reversed(range(START_TRIES)):
+        before = set(psutil.Process().children())
         try:
             ray.init(**settings)
             return
@@ -78,11 +81,27 @@ def _start(settings: dict[str, Any]) -> None:
             # each of them imports Ray from a cold disk.
             if not tries_left or "timed out during startup" not in str(error):
                 raise
+            print("Ray was slow to start (is the machine busy?): starting it again", file=sys.stderr)
+            _end([child for child in psutil.Process().children() if child not in before])
             ray.shutdown()
 
 
+def _end(processes: list[Any]) -> None:
+    """End what a start that failed left behind: Ray forgets it, and it would slow the next start down."""
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+
+
 def _local_settings() -> dict[str, Any]:
-    # Without metrics there is no warning, half a minute later, that an exporter which nobody reads was not found.
+    # Nobody reads the metrics here, and their exporter complains when the agent that serves them is late.
     settings: dict[str, Any] = {"include_dashboard": False, "_system_config": {"enable_metrics_collection": False}}
     if len(tempfile.gettempdir()) > LONGEST_TEMP_CHARS:
         settings["_temp_dir"] = "/tmp/ray"
