@@ -22,6 +22,7 @@ import numpy as np
 import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from fruitcnn import runs, storage
@@ -84,9 +85,11 @@ def _validation_mask(config: TrainConfig, manifest: Manifest) -> np.ndarray:
 
 
 def _fit(config: TrainConfig, facts: Facts, board: Any) -> None:
+    # Starting Python and importing Ray, twice at once on a busy or cold machine, takes longer than Ray's 60 seconds.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
     cpus = config.cpus_per_worker or max(1, int(ray.cluster_resources().get("CPU", 1)) // config.num_workers)
     for failures_left in reversed(range(config.max_failures + 1)):
-        trainer = DataParallelTrainer(
+        trainer = _Trainer(
             _worker,
             train_loop_config={"config": config.model_dump(), "facts": asdict(facts), "cpus": cpus, "board": board},
             backend_config=_TensorFlow(),
@@ -150,6 +153,18 @@ def _following(board: Any, update: Callable[..., None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+class _Trainer(DataParallelTrainer):
+    """Ray's trainer without its PlacementGroupCleaner.
+
+    On a busy machine the cleaner took an empty answer of Ray's state API for a dead controller and took the workers
+    away from a healthy run (seen with Ray 2.60). Without it they go when the driver's job ends.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
 class _TensorFlow(BackendConfig):

@@ -1,0 +1,74 @@
+"""runs.py and recipe.py: a run folder belongs to one config; wrong arguments are refused with the way out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from fruitcnn import runs
+from fruitcnn.errors import UsageError
+from fruitcnn.recipe import ARCHITECTURES, PRESETS, TrainConfig
+from fruitcnn.runs import Facts
+
+FACTS = Facts(["a", "b"], "f" * 64, 1, 90, 10, 50)
+
+
+def config(run: str = "run", **given: Any) -> TrainConfig:
+    return TrainConfig(dataset="data", run=run, **given)
+
+
+def test_the_same_config_goes_on_and_the_number_of_workers_may_change(tmp_path: Path) -> None:
+    runs.claim(config(str(tmp_path / "run")), FACTS)
+    runs.claim(config(str(tmp_path / "run"), num_workers=2, checkpoint_seconds=5), FACTS)
+    assert runs.result(str(tmp_path / "run")) is None
+
+
+def test_another_config_is_refused_with_the_differing_fields_named(tmp_path: Path) -> None:
+    runs.claim(config(str(tmp_path / "run")), FACTS)
+    with pytest.raises(UsageError, match=r"learning_rate: there 0.004, here 0.1.*seed: there 0, here 5"):
+        runs.claim(config(str(tmp_path / "run"), learning_rate=0.1, seed=5), FACTS)
+
+
+def test_another_data_set_is_refused(tmp_path: Path) -> None:
+    runs.claim(config(str(tmp_path / "run")), FACTS)
+    with pytest.raises(UsageError, match="data set: there version 1, here 2"):
+        runs.claim(config(str(tmp_path / "run")), Facts(["a", "b"], "e" * 64, 2, 90, 10, 50))
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="not empty"):
+        runs.claim(config(str(tmp_path)), FACTS)
+
+
+def test_metrics_after_the_resumed_step_are_left_out(any_prefix: str) -> None:
+    lines = [{"kind": "train", "step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    runs.write_metrics(any_prefix, lines)
+    assert runs.read_metrics(any_prefix) == lines
+    assert runs.read_metrics(any_prefix, up_to_step=2) == lines[:2]
+
+
+def test_a_preset_fills_what_is_not_given_and_nothing_else() -> None:
+    assert config(preset="best").architecture == PRESETS["best"]["architecture"]
+    assert config(preset="best", architecture="lenet5").architecture == "lenet5"
+
+
+def test_every_architecture_can_be_asked_for() -> None:
+    for architecture in ARCHITECTURES:
+        assert config(architecture=architecture).architecture == architecture
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_workers": 3}, "got 64 with 3 workers"),
+        ({"num_workers": 4}, "whole ghosts of 32 rows: try --global-batch-size 128"),
+        ({"architecture": "resnet9000"}, "small_cnn"),
+        ({"zoom": 1.5}, "less than 1"),
+        ({"learning_rat": 1.0}, "learning_rat"),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_starts(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        config(**given)
