@@ -128,7 +128,8 @@ class Writer:
 
 def _pack(arrays: Sequence[np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **{f"{index:05d}": array for index, array in enumerate(arrays)})
+    named: dict[str, Any] = {f"{index:05d}": array for index, array in enumerate(arrays)}
+    np.savez(buffer, **named)
     return buffer.getvalue()
 
 

@@ -1,0 +1,127 @@
+"""The whole flow in one Ray session: pictures -> data set -> trained run -> frozen model -> predictions -> report.
+
+    python -m jobs.pipeline --source ../shared/data/fruits-360-sample.zip --work work/fruits --num-workers 2
+
+WORK/dataset, run, model and predictions hold what each step wrote, WORK/report.html shows it. The same command again
+goes on where it was stopped. Without --source it draws its own pictures and needs nothing else.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fruitcnn import storage
+from fruitcnn.classify import ClassifyConfig
+from fruitcnn.freezing import FreezeConfig
+from fruitcnn.recipe import TrainConfig
+from fruitcnn.shards import ShardConfig
+from jobs.cli import progress, ray_session, run, summary
+
+
+class PipelineConfig(BaseModel):
+    """What `python -m jobs.pipeline` takes; what is left out follows the preset and the other jobs' defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(
+        "synthetic",
+        description="labelled pictures: a folder, .zip or .tar(.gz), an s3 prefix, kaggle:OWNER/NAME or "
+        "synthetic[:CLASSESxFRAMES]",
+    )
+    work: str = Field("work/pipeline", description="where everything goes: a folder or s3://bucket/prefix")
+    root: str | None = Field(None, description="folder inside the source that holds Training and Test, if several do")
+    num_workers: int = Field(1, ge=1, description="number of data-parallel training workers")
+    preset: Literal["speed", "seed", "best"] = Field("speed", description="training recipe: see jobs.train --help")
+    architecture: str | None = Field(None, description="network by name: see jobs.train --help")
+    input_px: int | None = Field(None, description="height and width of the network's input, px")
+    global_batch_size: int | None = Field(None, description="rows of one step over all workers together")
+    images_seen: int | None = Field(None, description="training length in pictures")
+    seed: int = Field(0, ge=0, description="seed of weights, order and augmentation")
+    use_gpu: bool = Field(False, description="one GPU per training worker, mixed precision")
+    runtime: Literal["auto", "openvino", "onnxruntime", "tensorflow"] = Field(
+        "auto", description="what runs the frozen model"
+    )
+
+    def place(self, step: str) -> str:
+        """Return the URI under the work folder that `step` writes to."""
+        return storage.join(storage.normalise(self.work), step)
+
+    def train_config(self) -> TrainConfig:
+        """Return the config of the training step. Raises ValidationError where the two do not fit."""
+        names = ("num_workers", "preset", "architecture", "input_px", "global_batch_size", "images_seen", "seed")
+        given = {name: getattr(self, name) for name in (*names, "use_gpu") if getattr(self, name) is not None}
+        return TrainConfig(dataset=self.place("dataset"), run=self.place("run"), **given)
+
+
+def main(config: PipelineConfig) -> None:
+    """Run the steps in order, then print one table of what each took and found."""
+    training = config.train_config()  # Refuses wrong arguments before anything starts.
+    clock = _Clock()
+    with ray_session():
+        clock.lap("Ray")
+        rows = _steps(config, training, clock)
+    summary("pipeline", rows | clock.row(), _where(config))
+
+
+def _steps(config: PipelineConfig, training: TrainConfig, clock: "_Clock") -> dict[str, Any]:
+    from fruitcnn.classify import classify
+    from fruitcnn.freezing import freeze
+    from fruitcnn.report import write_report
+    from fruitcnn.shards import write_dataset
+    from fruitcnn.train import train
+
+    dataset = training.dataset
+    manifest = write_dataset(ShardConfig(source=config.source, dataset=dataset, root=config.root), progress)
+    clock.lap("shard")
+    result = train(training, progress)
+    clock.lap("train")
+    model = config.place("model")
+    freeze(FreezeConfig(run=training.run, model=model, check=None, dataset=dataset), progress)
+    clock.lap("freeze")
+    predictions = config.place("predictions")
+    asked = ClassifyConfig(model=model, images=dataset, split="test", predictions=predictions, runtime=config.runtime)
+    books = classify(asked, progress).books
+    clock.lap("classify")
+    from fruitcnn.preview import preview
+
+    report = config.place("report.html")
+    write_report(report, run=training.run, dataset=dataset, predictions=predictions, augmented=preview(training))
+    clock.lap("report")
+    return {
+        "classes": len(manifest.classes),
+        "rows": ", ".join(f"{name} {split.num_rows:,}" for name, split in manifest.splits.items()),
+        "test accuracy": f"{result['test']['accuracy']:.2%} of {result['test']['num_rows']:,} pictures",
+        "training": f"{result['images_seen']:,} pictures seen by {result['num_workers']} workers, "
+        f"{result['images_per_second']:,.0f}/s",
+        "classified": f"{books.num_listed:,} listed = {books.num_ok:,} ok + {books.num_unsure:,} unsure "
+        f"+ {books.num_rejected:,} rejected",
+    }
+
+
+def _where(config: PipelineConfig) -> dict[str, str]:
+    return {
+        name.split(".")[0]: config.place(name) for name in ("dataset", "run", "model", "predictions", "report.html")
+    }
+
+
+class _Clock:
+    """Seconds of each step."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.now, self.last, self.laps = now, now(), dict[str, float]()
+
+    def lap(self, step: str) -> None:
+        """The step that ends now took the time since the one before."""
+        now = self.now()
+        self.laps[step], self.last = now - self.last, now
+
+    def row(self) -> dict[str, str]:
+        """The closing table's row."""
+        parts = ", ".join(f"{step} {seconds:.1f}" for step, seconds in self.laps.items())
+        return {"seconds": f"{sum(self.laps.values()):.0f} = {parts}"}
+
+
+if __name__ == "__main__":
+    run(PipelineConfig, main, __doc__)
