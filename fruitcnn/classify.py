@@ -230,14 +230,17 @@ def _execute(run: Run, pending: Sequence[int]) -> Iterator["Outcome"]:
     """Ray Data over the pending parts: their numbers go in, an Outcome comes back as each is done."""
     import ray
 
+    from fruitcnn.fetch import find_witness
     from fruitcnn.infer import CALLS_PER_ACTOR, Actor, Options, Outcome
+    from fruitcnn.plan import PlanReader
 
+    witness = find_witness(PlanReader(run.predictions, run.plan).read(pending[0]))
     ray.data.DataContext.get_current().enable_progress_bars = False
     total_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_actors = min(len(pending), run.config.num_actors or max(1, total_cpus // CPUS_PER_ACTOR))
     cpus_per_actor = max(1, total_cpus // num_actors)
     shared = {"batch_size", "top_k", "probabilities", "min_confidence", "max_pixels"}
-    options = Options(**run.config.model_dump(include=shared), num_threads=cpus_per_actor)
+    options = Options(**run.config.model_dump(include=shared), num_threads=cpus_per_actor, witness=witness)
     numbers = [{"part": part} for part in pending]
     # Ray 2.60 announces that max_task_retries goes, and names nothing in its place; without it, a picture that takes
     # its process down would be tried for ever.

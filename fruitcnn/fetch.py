@@ -21,6 +21,7 @@ MAX_INPUT_BYTES = 512 << 20
 _ENCRYPTED_METHOD = -1
 _CHUNK_INPUTS = 32
 _CHUNK_BYTES = 8 << 20
+_MAX_WITNESSES = 8
 
 
 class Fetched(NamedTuple):
@@ -52,6 +53,28 @@ def fetch(inputs: Sequence[Input]) -> Iterator[Fetched]:
         return
     for item in inputs:
         yield _fetch_member(item) if item.container else _fetch_object(item)
+
+
+def find_witness(inputs: Sequence[Input]) -> str | None:
+    """URI of an object on S3, among the first few inputs, that can be read now; None if there is none on S3.
+
+    PermissionDeniedError if all of them are refused: then it is the credentials, not the pictures. Later the witness
+    tells the two apart, when credentials may have expired.
+    """
+    uris = dict.fromkeys(item.container or item.name for item in inputs)
+    refused: storage.StorageError | None = None
+    for uri in [uri for uri in uris if storage.is_s3(uri)][:_MAX_WITNESSES]:
+        try:
+            storage.read_range(uri, 0, 1)
+        except storage.PermissionDeniedError as error:
+            refused = error
+        except storage.NotFoundError:
+            continue
+        else:
+            return uri
+    if refused:
+        raise refused
+    return None
 
 
 def _is_cut(inputs: Sequence[Input], start: int, index: int, held_bytes: int) -> bool:

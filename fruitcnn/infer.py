@@ -58,6 +58,7 @@ class Options(BaseModel):
     probabilities: bool
     min_confidence: float
     max_pixels: int
+    witness: str | None = Field(default=None, description="An object on S3 that could be read when the run started.")
     num_threads: int = Field(description="Threads that read and decode, and of the model.")
 
 
@@ -109,6 +110,8 @@ class PartClassifier:
         """Classify one part and put its file; if another writer was first, the books are those of its file."""
         inputs = self.reader.read(part)
         rows = classify_part(inputs, self.model, self.pool, self.model_lock, self.options)
+        if self.options.witness and "access-denied" in rows.causes and not any(rows.sha256):
+            storage.read_range(self.options.witness, 0, 1)  # refused as well: then it is no fact about these pictures
         metadata = {
             "run_id": self.plan.run_id,
             "part": part,

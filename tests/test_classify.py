@@ -138,7 +138,7 @@ def test_attempts_rise_and_an_older_one_gives_way(any_prefix: str) -> None:
     second = predictions.claim_attempt(any_prefix)
     assert (first, second) == (1, 2)
     predictions.require_newest(any_prefix, second)
-    with pytest.raises(ClassifyError, match="attempt 1 .* stops: attempt 2 was started meanwhile"):
+    with pytest.raises(ClassifyError, match=r"attempt 1 .* stops: attempt 2 was started meanwhile"):
         predictions.require_newest(any_prefix, first)
 
 

@@ -174,6 +174,49 @@ def test_a_store_that_comes_back_costs_an_attempt(folder: str, tmp_path: Path, m
     assert books.num_ok == 4
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("is_witness_readable", [True, False])
+def test_refusals_are_rows_only_while_something_else_can_be_read(
+    is_witness_readable: bool, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = classifier(str(tmp_path / "out"), folder)
+    actor.options = actor.options.model_copy(update={"witness": "s3://pictures/witness.jpg"})
+
+    def refuse(uri: str, *_: int) -> bytes:
+        if uri.endswith("witness.jpg") and is_witness_readable:
+            return b"x"
+        raise storage.PermissionDeniedError(uri, "refused (AccessDenied)")
+
+    monkeypatch.setattr(fetch.storage, "read", refuse)
+    monkeypatch.setattr(storage, "read_range", refuse)
+    monkeypatch.setattr(infer, "RETRY_SECONDS", (0.0, 0.0))
+    outcome = actor.run(0)
+    if is_witness_readable:
+        assert outcome.books is not None
+        assert outcome.books.rejected_by_cause == {"access-denied": 4}
+    else:
+        assert "witness.jpg: refused" in str(outcome.error)
+
+
+@pytest.mark.s3
+def test_a_witness_is_an_object_that_can_be_read(s3_prefix: str) -> None:
+    storage.write(f"{s3_prefix}/there.jpg", b"x")
+    inputs = [Input("", f"{s3_prefix}/{name}", 0, 1, 0, None, None) for name in ("gone.jpg", "there.jpg")]
+    assert fetch.find_witness(inputs) == f"{s3_prefix}/there.jpg"
+    assert fetch.find_witness(inputs[:1]) is None
+    assert fetch.find_witness([Input("", "/a.jpg", 0, 1, 0, None, None)]) is None
+
+
+@pytest.mark.fault
+def test_credentials_that_read_nothing_fail_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(uri: str, *_: int) -> bytes:
+        raise storage.PermissionDeniedError(uri, "refused (AccessDenied)")
+
+    monkeypatch.setattr(storage, "read_range", refuse)
+    with pytest.raises(storage.PermissionDeniedError, match=r"s3://pictures/1\.jpg"):
+        fetch.find_witness([Input("", "s3://pictures/1.jpg", 0, 1, 0, None, None)])
+
+
 def test_a_local_file_that_cannot_be_read_is_a_row(tmp_path: Path) -> None:
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     (tmp_path / "folder.jpg").mkdir()
