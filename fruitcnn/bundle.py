@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fruitcnn import cache, storage
 
@@ -71,6 +71,15 @@ class Description(_Model):
     compared_split: str = Field(description="The split that the compared and the golden images come from.")
     created_at: AwareDatetime
     files: dict[str, StoredFile] = Field(description="Every other file, by its path in the bundle.")
+
+    @field_validator("files")
+    @classmethod
+    def _inside_with_golden(cls, files: dict[str, StoredFile]) -> dict[str, StoredFile]:
+        if outside := [name for name in files if name.startswith("/") or ".." in name.split("/")]:
+            raise ValueError(f"{outside[0]!r} leaves the folder of the model")
+        if GOLDEN not in files:
+            raise ValueError(f"{GOLDEN} is not among them")
+        return files
 
     def to_bytes(self) -> bytes:
         """The JSON text, sealed."""

@@ -1,6 +1,6 @@
 """A finished training run in a folder, without training: a data set drawn by hand, and weights drawn at random.
 
-`bundle(tmp_path_factory)` freezes it once for all tests of the session.
+`bundle(tmp_path_factory.getbasetemp())` freezes it once for all tests of the session.
 """
 
 import datetime
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pytest
 
 from fruitcnn import checkpoints, storage, synthetic
 from fruitcnn.freezing import FreezeConfig, freeze
@@ -40,8 +39,8 @@ def no_progress(title: str, total: int | None, unit: str, already: int = 0) -> I
 
 
 @functools.cache
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Frozen:
-    folder = tmp_path_factory.mktemp("frozen")
+def bundle(base: Path) -> Frozen:
+    folder = base / "frozen"
     dataset = write_dataset(folder / "dataset")
     run = write_run(folder / "run", dataset)
     freeze(FreezeConfig(run=run, model=str(folder / "model"), num_golden=16), no_progress)
@@ -54,9 +53,7 @@ def write_dataset(folder: Path) -> str:
         rows = [_row(label, offset + frame) for label in range(len(CLASSES)) for frame in range(NUM_FRAMES)]
         data, path = encode(rows, CLASSES), f"shards/{split}-00000.parquet"
         storage.write(storage.join(str(folder), path), data)
-        stored = StoredFile(
-            path=path, num_rows=len(rows), num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
-        )
+        stored = StoredFile(path=path, num_rows=len(rows), num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         splits[split] = Split(shards=(stored,))
     manifest = Manifest(
         version=1, classes=CLASSES, splits=splits, num_rejected_by_cause={}, source="drawn", source_fingerprint="0",

@@ -1,0 +1,81 @@
+"""What every runtime promises: the answers of Keras, in float32, for any number of pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fruitcnn import frozen, runtimes
+from fruitcnn.bundle import read_description
+from fruitcnn.frozen import MAX_DIFFERENCE
+from tests import frozen_run
+from tests.frozen_run import INPUT_PX
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return frozen_run.bundle(tmp_path_factory.getbasetemp()).model
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """Black, white and noise: unlike any picture of the data set."""
+    noise = np.random.default_rng(1).integers(0, 256, (298, INPUT_PX, INPUT_PX, 3), dtype=np.uint8)
+    return np.concatenate([np.zeros_like(noise[:1]), np.full_like(noise[:1], 255), noise])
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path, pixels: np.ndarray) -> np.ndarray:
+    """What the checkpoint answers in plain Keras, rebuilt here without the bundle."""
+    import keras
+
+    from fruitcnn.models import build_model
+
+    network = build_model("small_cnn", (INPUT_PX, INPUT_PX), 6, ghost_rows=32)
+    network.set_weights(frozen_run.random_weights("small_cnn", 0))
+    return keras.ops.convert_to_numpy(network(pixels, training=False))
+
+
+@pytest.mark.parametrize("name", runtimes.FORMATS)
+def test_every_format_answers_as_the_trained_network(
+    name: str, model: Path, pixels: np.ndarray, expected: np.ndarray
+) -> None:
+    predict = frozen.opened(name, model, read_description(str(model))[0])
+    answers = predict(pixels)
+    assert answers.dtype == np.float32
+    assert np.abs(answers - expected).max() <= MAX_DIFFERENCE
+    assert np.array_equal(answers.argmax(axis=1), expected.argmax(axis=1))
+    assert np.ptp(expected, axis=0).max() > 0.2, "answers that hardly differ would prove nothing"
+    assert np.abs(predict(pixels[5:6]) - expected[5:6]).max() <= MAX_DIFFERENCE
+
+
+@pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
+def test_an_answer_stays_the_callers_own(runtime: str, model: Path, pixels: np.ndarray) -> None:
+    loaded = frozen.load(str(model), runtime)
+    first = loaded.predict(pixels[:8])
+    kept = first.copy()
+    loaded.predict(pixels[8:16])
+    assert np.array_equal(first, kept)
+
+
+def test_openvino_computes_in_float32_on_any_processor(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    asked: list[dict[str, Any]] = []
+    original = openvino.Core.compile_model
+
+    def compile_model(self: Any, network: Any, device: str, settings: dict[str, Any]) -> Any:
+        asked.append(settings)
+        return original(self, network, device, settings)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compile_model)
+    frozen.load(str(model), "openvino", num_threads=1)
+    assert asked[0]["INFERENCE_PRECISION_HINT"] == "f32"
+    assert asked[0]["INFERENCE_NUM_THREADS"] == 1
+
+
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_a_hidden_gpu_is_none(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert not runtimes.has_gpu()
