@@ -84,8 +84,12 @@ def _openvino(folder: Path, _: Description, num_threads: int) -> Predict:
     import openvino
 
     core = openvino.Core()
-    # Where the CPU has bf16, OpenVINO would compute in it and be off by a hundredth.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": num_threads}
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",  # where the CPU has bf16, it would take that and be off by a hundredth
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": num_threads,
+        "ENABLE_CPU_PINNING": False,  # several actors of one node would all be pinned to the same cores
+    }
     compiled = core.compile_model(core.read_model(str(folder / "model.onnx")), "CPU", settings)
     request, lock = compiled.create_infer_request(), threading.Lock()
 
@@ -141,10 +145,17 @@ def _frozen_graph(folder: Path, _: Description, num_threads: int) -> Predict:
 
 
 def open_encoded(folder: Path) -> Callable[[list[bytes]], npt.NDArray[np.float32]]:
-    """Return the SavedModel's other signature: N JPEG or PNG files -> float32 (N, classes)."""
+    """Return the SavedModel's other signature: N JPEG or PNG files -> float32 (N, classes); else ValueError."""
     tf = import_tensorflow()
     loaded = tf.saved_model.load(str(folder / "saved_model"))
-    return lambda files: loaded.signatures[ENCODED_SIGNATURE](encoded=tf.constant(files))[OUTPUT].numpy()
+
+    def predict(files: list[bytes]) -> npt.NDArray[np.float32]:
+        try:
+            return loaded.signatures[ENCODED_SIGNATURE](encoded=tf.constant(files))[OUTPUT].numpy()
+        except tf.errors.InvalidArgumentError as error:
+            raise ValueError(f"encoded: got a file that TensorFlow does not decode: {error.message}") from error
+
+    return predict
 
 
 def keras_predict(model: Any) -> Predict:

@@ -191,6 +191,11 @@ def test_encoded_signature_takes_a_mixed_batch(made: Frozen) -> None:
     assert np.abs(answers - frozen.load(str(made.model)).predict(pixels)).max() < 0.05
 
 
+def test_encoded_signature_refuses_what_is_no_picture(made: Frozen) -> None:
+    with pytest.raises(ValueError, match="encoded: got a file that TensorFlow does not decode"):
+        runtimes.open_encoded(made.model)([jpeg(100, 100), b"\x89PNG\r\n\x1a\nnothing behind it"])
+
+
 # The destination
 
 

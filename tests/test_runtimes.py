@@ -73,6 +73,7 @@ def test_openvino_computes_in_float32_on_any_processor(model: Path, monkeypatch:
     frozen.load(str(model), "openvino", num_threads=1)
     assert asked[0]["INFERENCE_PRECISION_HINT"] == "f32"
     assert asked[0]["INFERENCE_NUM_THREADS"] == 1
+    assert asked[0]["ENABLE_CPU_PINNING"] is False
 
 
 @pytest.mark.parametrize("visible", ["", "-1"])
