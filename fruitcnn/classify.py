@@ -14,7 +14,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 """progress(title, total, unit, already) -> context manager yielding update(done, note=""): jobs.cli.progress is one."""
 
+Session = Callable[[], AbstractContextManager[None]]
+"""Opens a Ray session: jobs.cli.ray_session is one."""
+
 CPUS_PER_ACTOR = 4
 """Beyond that the interpreter lock keeps one process from gaining by threads, so larger nodes get more actors."""
 
@@ -37,6 +40,7 @@ ACTOR_DEATHS = 5
 """How often a part may take its actor down (out of memory, a decoder's crash) before the job fails."""
 
 _ATTEMPT_CHECK_SECONDS = 5.0
+_GPU_RUNTIMES = ("tensorflow", "keras")
 _MAX_BLOCKS = 4096  # what the driver keeps track of, however many parts there are
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%|(\d+)")
 
@@ -103,9 +107,10 @@ class Run(NamedTuple):
     runtime: str
 
 
-def classify(config: ClassifyConfig, progress: Progress) -> RunManifest:
-    """Start, continue or, if it is finished, look up the run at config.predictions, in the Ray session at hand.
+def classify(config: ClassifyConfig, progress: Progress, session: Session = nullcontext) -> RunManifest:
+    """Start, continue or, if it is finished, look up the run at config.predictions.
 
+    session opens Ray, once it is known that there is work; by default the session at hand is used.
     UsageError: nothing was started. ClassifyError: the store failed for good, the books do not balance, another attempt
     took over, or too many inputs were rejected (then everything is written). StorageError: a URI cannot be used.
     """
@@ -115,7 +120,7 @@ def classify(config: ClassifyConfig, progress: Progress) -> RunManifest:
     run = prepare(config)
     manifest = predictions.load_manifest(run.predictions)
     if manifest is None:
-        manifest = _finish(run, started_seconds, progress)
+        manifest = _finish(run, started_seconds, progress, session)
     books = manifest.books
     if books.num_rejected > config.rejected_limit(books.num_listed):
         raise ClassifyError(
@@ -164,19 +169,20 @@ def dry_run(config: ClassifyConfig) -> dict[str, Any]:
     }
 
 
-def _finish(run: Run, started_seconds: float, progress: Progress) -> RunManifest:
+def _finish(run: Run, started_seconds: float, progress: Progress, session: Session) -> RunManifest:
     """Classify what is missing, check the books, and write the manifest."""
     from fruitcnn import predictions
 
     attempt = predictions.claim_attempt(run.predictions)
     pending = predictions.pending_parts(run.predictions, run.plan)
-    run_seconds = time.monotonic()
-    parts = _all_parts(run, pending, attempt, progress)
+    with session() if pending else nullcontext():
+        run_seconds = time.monotonic()
+        parts = _all_parts(run, pending, attempt, progress)
+        classify_seconds = time.monotonic() - run_seconds
     books = add_up(run.plan.num_inputs, parts)
     sizes = run.plan.part_inputs()
     if problem := imbalance(books, sizes, parts):
         raise ClassifyError(f"the books of {run.predictions} do not balance: {problem}")
-    now = time.monotonic()
     manifest = RunManifest(
         run_id=run.plan.run_id,
         model=run.config.model,
@@ -194,8 +200,8 @@ def _finish(run: Run, started_seconds: float, progress: Progress) -> RunManifest
         timing=Timing(
             attempt=attempt,
             finished_at=datetime.datetime.now(datetime.UTC),
-            total_seconds=round(now - started_seconds, 3),
-            classify_seconds=round(now - run_seconds, 3),
+            total_seconds=round(time.monotonic() - started_seconds, 3),
+            classify_seconds=round(classify_seconds, 3),
             num_inputs=sum(sizes[part] for part in pending),
         ),
     )
@@ -226,6 +232,19 @@ def _all_parts(run: Run, pending: Sequence[int], attempt: int, progress: Progres
     return sorted(parts, key=lambda part: part.part)
 
 
+def share_out(node_cpus: Sequence[int], num_actors: int | None, num_parts: int) -> tuple[int, int]:
+    """(actors, CPUs for each) such that all of them find room on the nodes at once.
+
+    num_actors None: one for every CPUS_PER_ACTOR CPUs of a node, at least one a node. Never more than parts or CPUs.
+    """
+    wanted = num_actors or sum(max(1, cpus // CPUS_PER_ACTOR) for cpus in node_cpus if cpus)
+    num = max(1, min(wanted, num_parts, sum(node_cpus)))
+    fitting = (
+        each for each in range(max(node_cpus, default=1), 1, -1) if sum(cpus // each for cpus in node_cpus) >= num
+    )
+    return num, next(fitting, 1)
+
+
 def _execute(run: Run, pending: Sequence[int]) -> Iterator["Outcome"]:
     """Ray Data over the pending parts: their numbers go in, an Outcome comes back as each is done."""
     import ray
@@ -236,9 +255,11 @@ def _execute(run: Run, pending: Sequence[int]) -> Iterator["Outcome"]:
 
     witness = find_witness(PlanReader(run.predictions, run.plan).read(pending[0]))
     ray.data.DataContext.get_current().enable_progress_bars = False
-    total_cpus = int(ray.cluster_resources().get("CPU", 1))
-    num_actors = min(len(pending), run.config.num_actors or max(1, total_cpus // CPUS_PER_ACTOR))
-    cpus_per_actor = max(1, total_cpus // num_actors)
+    node_cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    num_actors, cpus_per_actor = share_out(node_cpus, run.config.num_actors, len(pending))
+    num_gpus = 0
+    if run.runtime in _GPU_RUNTIMES and (num_gpus := int(ray.cluster_resources().get("GPU", 0))):
+        num_actors = min(num_actors, num_gpus) if run.config.num_actors else min(num_gpus, len(pending))
     shared = {"batch_size", "top_k", "probabilities", "min_confidence", "max_pixels"}
     options = Options(**run.config.model_dump(include=shared), num_threads=cpus_per_actor, witness=witness)
     numbers = [{"part": part} for part in pending]
@@ -256,6 +277,7 @@ def _execute(run: Run, pending: Sequence[int]) -> Iterator["Outcome"]:
             enable_true_multi_threading=True,
         ),
         num_cpus=cpus_per_actor,
+        num_gpus=1 if num_gpus else None,
         ray_remote_args_fn=lambda: {"max_task_retries": ACTOR_DEATHS},
     )
     for row in outcomes.iter_rows():

@@ -18,8 +18,7 @@ def main(config: ClassifyConfig) -> None:
     if config.dry_run:
         summary("plan", dry_run(config), {"images": config.images})
         return
-    with ray_session():
-        manifest = classify(config, progress)
+    manifest = classify(config, progress, ray_session)
     summary("predictions", describe(manifest), {"predictions": config.predictions, "model": config.model})
 
 

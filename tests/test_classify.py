@@ -16,7 +16,8 @@ import pytest
 from tiny_bundle import write_bundle
 
 from fruitcnn import books, images, infer, parquet, predictions, storage
-from fruitcnn.classify import ClassifyConfig, ClassifyError, classify, dry_run, prepare
+from fruitcnn.books import ClassifyError
+from fruitcnn.classify import ClassifyConfig, classify, dry_run, prepare, share_out
 from fruitcnn.errors import UsageError
 from fruitcnn.manifest import Manifest, Split, StoredFile
 
@@ -90,6 +91,25 @@ def test_max_rejected_is_a_number_or_a_share(value: str, limit: float, config: C
 def test_max_rejected_refuses_anything_else(value: str, config: ClassifyConfig) -> None:
     with pytest.raises(ValueError, match="wanted a number of inputs, as in 25, or a share"):
         with_(config, max_rejected=value)
+
+
+@pytest.mark.parametrize(
+    ("node_cpus", "num_actors", "num_parts", "shared"),
+    [
+        ([2], None, 100, (1, 2)),
+        ([2], 2, 100, (2, 1)),
+        ([2], 9, 100, (2, 1)),
+        ([16], None, 100, (4, 4)),
+        ([16], None, 1, (1, 16)),
+        ([2, 2], None, 100, (2, 2)),
+        ([0, 8, 4], None, 100, (3, 4)),
+        ([], None, 1, (1, 1)),
+    ],
+)
+def test_actors_share_the_nodes_and_all_find_room(
+    node_cpus: list[int], num_actors: int | None, num_parts: int, shared: tuple[int, int]
+) -> None:
+    assert share_out(node_cpus, num_actors, num_parts) == shared
 
 
 def test_a_dry_run_says_what_there_is_and_writes_nothing(config: ClassifyConfig) -> None:
