@@ -57,5 +57,5 @@ $(STAMP): pyproject.toml uv.lock
 		{ rm -rf .uv; "$$python" -m pip install --quiet --target .uv uv; } || \
 		{ echo 'setup: could not install uv; put it on PATH yourself, or install python3-venv, and try again' >&2; exit 1; }; }; \
 	echo "setup: building .venv with $$python, extra $(EXTRA)"; \
-	"$$uv" sync --frozen --python "$$python" --extra '$(EXTRA)'; \
+	"$$uv" sync --frozen --compile-bytecode --python "$$python" --extra '$(EXTRA)'; \
 	rm -f .venv/.setup-*; touch $@

@@ -20,6 +20,7 @@ QUIET = {
     "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
@@ -74,7 +75,8 @@ def _start(settings: dict[str, Any]) -> None:
     for tries_left in reversed(range(START_TRIES)):
         before = set(psutil.Process().children())
         try:
-            ray.init(**settings)
+            with _held_stderr():
+                ray.init(**settings)
             return
         except Exception as error:
             # Ray gives its own processes 30 s, whatever is set; a busy machine needs longer the first time, because
@@ -98,6 +100,24 @@ def _end(processes: list[Any]) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=5)
+
+
+@contextmanager
+def _held_stderr() -> Iterator[None]:
+    """Keep what Ray's C++ side writes at its start off the screen, and show it only if the start fails."""
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(screen, held.read())
+            raise
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
 
 
 def _local_settings() -> dict[str, Any]:
