@@ -103,16 +103,20 @@ def _alexnet(parts: _Parts) -> list[Layer]:
     return [*blocks, parts.dense(1024), parts.dropout(0.5), parts.dense(1024), parts.dropout(0.5)]
 
 
-def _modern(widths: tuple[int, ...], dropout: float) -> Callable[[_Parts], list[Layer]]:
-    """Return a network of conv-norm-relu-pool stages of `widths` filters and a global average."""
+def _modern(widths: tuple[int, ...], last: int, *, average: bool, dropout: float) -> Callable[[_Parts], list[Layer]]:
+    """Return conv-norm-relu-pool stages of `widths` filters, one of `last` filters without pooling, and a summary.
+
+    The summary is a global average, or all places of the map: the latter learns faster and has more weights.
+    """
 
     def architecture(parts: _Parts) -> list[Layer]:
         from keras import layers
 
         blocks: list[Layer] = []
-        for stage, filters in enumerate(widths):
+        for filters in (*widths, last):
             blocks += [parts.conv(filters, padding="same", activation=None), parts.norm(), layers.ReLU()]
-            blocks += [layers.MaxPooling2D()] if stage < len(widths) - 1 else [layers.GlobalAveragePooling2D()]
+            blocks += [layers.MaxPooling2D()]
+        blocks[-1] = layers.GlobalAveragePooling2D() if average else layers.Flatten()
         return [*blocks, *([parts.dropout(dropout)] if dropout else [])]
 
     return architecture
@@ -123,8 +127,8 @@ _BUILDERS: dict[str, Callable[[_Parts], list[Layer]]] = {
     "vgg13": _vgg13,
     "lenet5": _lenet5,
     "alexnet": _alexnet,
-    "small_cnn": _modern((16, 32, 64), 0.0),
-    "base_cnn": _modern((32, 64, 128, 256), 0.2),
+    "small_cnn": _modern((16, 32, 64), 128, average=False, dropout=0.0),
+    "base_cnn": _modern((32, 64, 128), 256, average=True, dropout=0.2),
 }
 assert set(_BUILDERS) == set(ARCHITECTURES)
 

@@ -21,7 +21,7 @@ _EXECUTION = frozenset(
 PRESETS: dict[str, dict[str, Any]] = {
     "speed": {
         "architecture": "small_cnn",
-        "images_seen": 60_000,
+        "images_seen": 80_000,
         "learning_rate": 4e-3,
         "global_batch_size": 64,
         "schedule": "cosine",
@@ -30,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "seed": {
         "architecture": "custom_cnn",
         "images_seen": 160_000,
+        "max_epochs": 1_000_000,
         "global_batch_size": 32,
         "optimizer": "rmsprop",
         "learning_rate": 1e-3,
@@ -98,7 +99,10 @@ class TrainConfig(Augmentation):
     global_batch_size: int = Field(64, ge=1, description="rows of one step over all workers together")
     ghost_rows: int = Field(32, ge=2, description="rows over which batch statistics are taken, whatever a worker holds")
     epochs: float = Field(0.0, ge=0, description="passes over the training rows; 0 follows images_seen")
-    images_seen: int = Field(60_000, ge=1, description="training length in pictures where epochs is 0")
+    images_seen: int = Field(80_000, ge=1, description="training length in pictures where epochs is 0")
+    max_epochs: int = Field(
+        30, ge=1, description="passes after which images_seen is cut off: small data sets need fewer"
+    )
     optimizer: Literal["adamw", "sgd", "rmsprop"] = Field("adamw", description="update rule")
     learning_rate: float = Field(4e-3, gt=0, description="largest learning rate")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay (adamw), per step times learning rate")
@@ -142,7 +146,7 @@ class TrainConfig(Augmentation):
 
     def num_images(self, num_rows: int) -> int:
         """Return how many training pictures the run sees, given the number of training rows."""
-        return round(self.epochs * num_rows) if self.epochs else self.images_seen
+        return round(self.epochs * num_rows) if self.epochs else min(self.images_seen, self.max_epochs * num_rows)
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide what comes out of the run, as plain JSON values.
