@@ -23,6 +23,7 @@ class _Parts:
         self.seed, self.ghost_rows, self.num_drawn, self.num_dropouts = seed, ghost_rows, 0, 0
 
     def initializer(self, kind: str) -> Any:
+        """Return an initializer with a seed of its own: the same weights in every process."""
         from keras import initializers
 
         self.num_drawn += 1
@@ -30,6 +31,7 @@ class _Parts:
         return (initializers.HeNormal if kind == "he" else initializers.GlorotUniform)(seed=seed)
 
     def conv(self, filters: int, size: int = 3, *, padding: str = "valid", activation: str | None = "relu") -> Layer:
+        """Return a convolution; without activation it has no bias either, as a normalisation follows."""
         from keras import layers
 
         return layers.Conv2D(
@@ -42,11 +44,13 @@ class _Parts:
         )
 
     def dense(self, units: int, activation: str | None = "relu") -> Layer:
+        """Return a fully connected layer."""
         from keras import layers
 
         return layers.Dense(units, activation=activation, kernel_initializer=self.initializer("glorot"))
 
     def norm(self) -> Layer:
+        """Return the batch normalisation of this twin."""
         from keras import layers
 
         if self.ghost_rows is None:
@@ -56,6 +60,7 @@ class _Parts:
         return GhostNormalization(self.ghost_rows, epsilon=1e-3)
 
     def dropout(self, rate: float) -> Layer:
+        """Return the dropout of this twin, with a stream of draws of its own."""
         from keras import layers
 
         if self.ghost_rows is None:

@@ -180,6 +180,7 @@ class _TensorFlow(BackendConfig):
 
 class _TensorFlowBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002 - Ray's signature
+        """Give every worker the addresses of all, before the training function starts."""
         addresses = worker_group.execute(_free_address)
         ray.get(
             [

@@ -1,0 +1,117 @@
+"""train.py: a run ends as if no worker had been killed; the same command again changes nothing."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from fruitcnn import checkpoints, runs, storage
+from fruitcnn.errors import UsageError
+from fruitcnn.recipe import TrainConfig
+from fruitcnn.shards import ShardConfig, write_dataset
+from jobs.cli import progress
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@contextmanager
+def silent(*arguments: Any, **named: Any) -> Iterator[Callable[..., None]]:
+    yield lambda *said, **also: None
+
+
+@pytest.fixture(scope="module")
+def dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("train") / "dataset")
+    write_dataset(ShardConfig(source="synthetic:4x60", dataset=uri), progress)
+    return uri
+
+
+def config(dataset: str, run: Path, **given: Any) -> TrainConfig:
+    defaults = {"images_seen": 64 * 24, "num_evaluations": 2, "learning_rate": 1e-3, "optimizer": "sgd"}
+    return TrainConfig(dataset=dataset, run=str(run), **(defaults | given))
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+
+
+def final_weights(run: Path) -> list[np.ndarray]:
+    return checkpoints.load(str(run), checkpoints.complete(str(run))[-1]).weights
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one worker."""
+    from fruitcnn.train import train
+
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = train(config(dataset, run), silent)
+    assert result["num_steps"] == 24
+    assert result["test"]["num_rows"] == 60
+    return run
+
+
+def test_a_finished_run_leaves_its_config_curves_and_result(undisturbed: Path) -> None:
+    lines = runs.read_metrics(str(undisturbed))
+    assert {line["kind"] for line in lines} == {"train", "validation"}
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [12, 24]
+    found = storage.read_json(str(undisturbed / "config.json"))
+    assert found["config"]["optimizer"] == "sgd"
+    assert len(found["classes"]) == 4
+
+
+def test_the_same_command_again_changes_nothing(dataset: str, undisturbed: Path) -> None:
+    from fruitcnn.train import train
+
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
+    train(config(dataset, undisturbed, num_workers=2), silent)
+    assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
+
+
+def test_a_run_of_another_config_is_refused(dataset: str, undisturbed: Path) -> None:
+    from fruitcnn.train import train
+
+    with pytest.raises(UsageError, match="seed: there 0, here 9"):
+        train(config(dataset, undisturbed, seed=9), silent)
+
+
+@pytest.mark.fault
+def test_a_killed_worker_costs_nothing_but_time(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    """Two workers, one killed after the first checkpoint: the weights are those of one worker never killed."""
+    from fruitcnn.train import train
+
+    run, killed = tmp_path / "run", list[int]()
+
+    def kill_one() -> None:
+        while not checkpoints.complete(str(run)):
+            time.sleep(0.05)
+        workers = [each for each in psutil.process_iter(["cmdline"]) if is_worker(each)]
+        workers[-1].send_signal(signal.SIGKILL)
+        killed.append(workers[-1].pid)
+
+    # An evaluation every other step, so that there is a middle to be killed in.
+    given = config(dataset, run, num_workers=2, num_evaluations=12)
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    train(given, silent)
+    assert killed
+    for ours, theirs in zip(final_weights(run), final_weights(undisturbed), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_what_the_user_can_mend_is_not_tried_again(dataset: str, tmp_path: Path) -> None:
+    from fruitcnn.train import train
+    from jobs.session import root_cause
+
+    began = time.monotonic()
+    with pytest.raises(Exception) as caught:
+        train(config(dataset, tmp_path / "run", learning_rate=1e30, max_failures=3), silent)
+    assert "learning_rate: got 1e+30" in str(root_cause(caught.value))
+    assert time.monotonic() - began < 120
