@@ -8,6 +8,7 @@ an s3 prefix, a .zip, .tar or .tar.gz, a list of URIs (.txt, .parquet), or a dat
 
 from typing import Any
 
+from fruitcnn import storage
 from fruitcnn.books import RunManifest
 from fruitcnn.classify import ClassifyConfig, classify, dry_run
 from jobs.cli import progress, ray_session, run, summary
@@ -19,7 +20,13 @@ def main(config: ClassifyConfig) -> None:
         summary("plan", dry_run(config), {"images": config.images})
         return
     manifest = classify(config, progress, ray_session)
-    summary("predictions", describe(manifest), {"predictions": config.predictions, "model": config.model})
+    report = storage.join(storage.normalise(config.predictions), "report.html")
+    if not storage.exists(report):
+        from fruitcnn.report import write_report
+
+        write_report(report, predictions=config.predictions)
+    where = {"predictions": config.predictions, "model": config.model, "report": report}
+    summary("predictions", describe(manifest), where)
 
 
 def describe(manifest: RunManifest) -> dict[str, Any]:
