@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fruitcnn import storage
 from fruitcnn.classify import ClassifyConfig
 from fruitcnn.freezing import FreezeConfig
 from fruitcnn.recipe import TrainConfig
-from fruitcnn.shards import ShardConfig
+from fruitcnn.shards import DatasetPlan, ShardConfig, plan_dataset, write_plan
 from jobs.cli import progress, ray_session, run, summary
 
 
@@ -44,6 +44,11 @@ class PipelineConfig(BaseModel):
         "auto", description="what runs the frozen model"
     )
 
+    @model_validator(mode="after")
+    def _fits_training(self) -> "PipelineConfig":
+        self.train_config()
+        return self
+
     def place(self, step: str) -> str:
         """Return the URI under the work folder that `step` writes to."""
         return storage.join(storage.normalise(self.work), step)
@@ -57,23 +62,25 @@ class PipelineConfig(BaseModel):
 
 def main(config: PipelineConfig) -> None:
     """Run the steps in order, then print one table of what each took and found."""
-    training = config.train_config()  # Refuses wrong arguments before anything starts.
     clock = _Clock()
+    training = config.train_config()
+    # Refuses a wrong source or work folder before Ray starts.
+    plan = plan_dataset(ShardConfig(source=config.source, dataset=training.dataset, root=config.root))
+    clock.lap("listing")
     with ray_session():
         clock.lap("Ray")
-        rows = _steps(config, training, clock)
+        rows = _steps(config, training, plan, clock)
     summary("pipeline", rows | clock.row(), _where(config))
 
 
-def _steps(config: PipelineConfig, training: TrainConfig, clock: "_Clock") -> dict[str, Any]:
+def _steps(config: PipelineConfig, training: TrainConfig, plan: DatasetPlan, clock: "_Clock") -> dict[str, Any]:
     from fruitcnn.classify import classify
     from fruitcnn.freezing import freeze
     from fruitcnn.report import write_report
-    from fruitcnn.shards import write_dataset
     from fruitcnn.train import train
 
     dataset = training.dataset
-    manifest = write_dataset(ShardConfig(source=config.source, dataset=dataset, root=config.root), progress)
+    manifest = write_plan(plan, progress)
     clock.lap("shard")
     result = train(training, progress)
     clock.lap("train")
