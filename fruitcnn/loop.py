@@ -136,8 +136,8 @@ class Loop:
         sums = [float(np.sum(window.losses)), float(np.sum(window.rights)), window.num_rows]
         loss, right, num_rows = self.replica.sum_over_workers(sums)
         if not np.isfinite(loss):
-            raise ValueError(
-                f"learning_rate: got {self.config.learning_rate}, with which the loss became {loss} by step {done}; "
+            raise runs.TrainError(
+                f"--learning-rate: got {self.config.learning_rate}, with which the loss became {loss} by step {done}; "
                 "wanted a finite loss: try a tenth of the learning rate"
             )
         if self.is_chief:

@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fruitcnn.sampling import rank_slice
-
 ARCHITECTURES = ("small_cnn", "base_cnn", "custom_cnn", "vgg13", "lenet5", "alexnet")
 _WITH_GHOSTS = ("small_cnn", "base_cnn")
 
@@ -128,14 +126,16 @@ class TrainConfig(Augmentation):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
-        piece = rank_slice(self.global_batch_size, 0, self.num_workers)
-        per_worker = piece.stop - piece.start
-        if self.architecture in _WITH_GHOSTS and per_worker % self.ghost_rows:
-            whole = self.ghost_rows * self.num_workers
+        # What a worker holds is made of these: ghosts where batch statistics are taken, single rows where none are.
+        rows = self.ghost_rows if self.architecture in _WITH_GHOSTS else 1
+        whole = rows * self.num_workers
+        if self.global_batch_size % whole:
             raise ValueError(
-                f"global_batch_size: got {self.global_batch_size} with {self.num_workers} workers, which is "
-                f"{per_worker} rows each; wanted whole ghosts of {self.ghost_rows} rows: try --global-batch-size "
-                f"{whole * max(1, round(self.global_batch_size / whole))} or a smaller --ghost-rows"
+                f"--global-batch-size: got {self.global_batch_size} with --num-workers {self.num_workers}, wanted a "
+                f"multiple of {whole} (each worker takes the same number of rows"
+                + (f", whole ghosts of --ghost-rows {rows}" if rows > 1 else "")
+                + f"): try --global-batch-size {whole * max(1, round(self.global_batch_size / whole))}"
+                + (" or fewer workers" if self.num_workers > 1 else "")
             )
         return self
 

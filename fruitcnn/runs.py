@@ -19,6 +19,10 @@ from fruitcnn.recipe import TrainConfig
 _VERSIONS_OF = ("fruitcnn", "ray", "tensorflow", "tensorflow-cpu", "keras", "numpy", "simplejpeg", "pyarrow")
 
 
+class TrainError(ValueError):
+    """A run that cannot go on as it was asked for; the message names the argument to change."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a run is applied to, the same for every worker."""
@@ -38,15 +42,15 @@ def claim(config: TrainConfig, facts: Facts) -> None:
     if not storage.exists(uri):
         if not storage.is_empty(config.run):
             raise UsageError(
-                f"run: {config.run} is not empty and holds no config.json, wanted an empty or a new folder: give --run "
-                "another one"
+                f"--run: {config.run} is not empty and holds no config.json, wanted an empty or a new folder: give "
+                "--run another one"
             )
         storage.write_json(uri, {"config": config.model_dump(mode="json"), **wanted})
         return
     different = _differences(storage.read_json(uri), wanted)
     if different:
         raise UsageError(
-            f"run: {config.run} belongs to another run ({'; '.join(different)}): give --run another folder, or the "
+            f"--run: {config.run} belongs to another run ({'; '.join(different)}): give --run another folder, or the "
             "same arguments to go on"
         )
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -26,6 +26,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from fruitcnn import runs, storage
+from fruitcnn.errors import UsageError
 from fruitcnn.manifest import Manifest, load_manifest
 from fruitcnn.parquet import read_rows
 from fruitcnn.pixels import load_pixels
@@ -34,31 +35,42 @@ from fruitcnn.runs import Facts
 from fruitcnn.sampling import Order, total_steps, validation_mask
 
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
+Session = Callable[[], AbstractContextManager[None]]
 
 _POLL_SECONDS = 0.5
 
 
-def train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
-    """Train inside the running Ray session and return result.json; a finished run is returned as it is.
+def train(config: TrainConfig, progress: Progress, session: Session = nullcontext) -> dict[str, Any]:
+    """Train and return result.json; a finished run is returned as it is.
 
-    Raises UsageError for a run of another config, ray.train.TrainingFailedError or the worker's own error otherwise.
+    `session` opens Ray, once it is known that there is work; by default the session at hand is used. Raises UsageError
+    for a run of another config, ray.train.TrainingFailedError or the worker's own error otherwise.
     """
-    config = config.model_copy(
-        update={"dataset": storage.normalise(config.dataset), "run": storage.normalise(config.run)}
-    )
-    manifest = load_manifest(config.dataset)
-    facts = describe(config, manifest)
-    runs.claim(config, facts)
+    config, facts = _claim(config)
     if not runs.result(config.run):
-        board = ray.remote(num_cpus=0)(_Board).remote()
-        with (
-            progress("train", facts.num_steps * config.global_batch_size, "images") as update,
-            _following(board, update),
-        ):
-            _fit(config, facts, board)
+        with session():
+            _train(config, facts, progress)
     found = runs.result(config.run)
     assert found is not None, "the trainer ended without an error and without a result"
     return found
+
+
+def _claim(config: TrainConfig) -> tuple[TrainConfig, Facts]:
+    with storage.argument("--dataset"):
+        dataset = storage.normalise(config.dataset)
+        manifest = load_manifest(dataset)
+        facts = describe(config.model_copy(update={"dataset": dataset}), manifest)
+    with storage.argument("--run"):
+        config = config.model_copy(update={"dataset": dataset, "run": storage.normalise(config.run)})
+        runs.claim(config, facts)
+    return config, facts
+
+
+def _train(config: TrainConfig, facts: Facts, progress: Progress) -> None:
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    total = facts.num_steps * config.global_batch_size
+    with progress("train", total, "images") as update, _following(board, update):
+        _fit(config, facts, board)
 
 
 def describe(config: TrainConfig, manifest: Manifest) -> Facts:
@@ -66,8 +78,8 @@ def describe(config: TrainConfig, manifest: Manifest) -> Facts:
     mask = _validation_mask(config, manifest)
     num_train, num_validation = int((~mask).sum()), int(mask.sum())
     if not num_validation:
-        raise ValueError(
-            f"validation_fraction: got {config.validation_fraction}, which keeps none of {num_train} rows; wanted at "
+        raise UsageError(
+            f"--validation-fraction: got {config.validation_fraction}, which keeps none of {num_train} rows; wanted at "
             "least one row: raise it"
         )
     num_steps = total_steps(num_train, config.num_images(num_train) / num_train, config.global_batch_size)

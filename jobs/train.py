@@ -14,10 +14,9 @@ from jobs.cli import progress, ray_session, run, summary
 
 def main(config: TrainConfig) -> None:
     """Train, then say how good it became."""
-    with ray_session():
-        from fruitcnn.train import train
+    from fruitcnn.train import train
 
-        result = train(config, progress)
+    result = train(config, progress, ray_session)
     summary("training", describe(result), {"run": config.run})
 
 

@@ -62,8 +62,8 @@ def test_every_architecture_can_be_asked_for() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_workers": 3}, "got 64 with 3 workers"),
-        ({"num_workers": 4}, "whole ghosts of 32 rows: try --global-batch-size 128"),
+        ({"num_workers": 3}, "got 64 with --num-workers 3, wanted a multiple of 96"),
+        ({"num_workers": 4}, r"whole ghosts of --ghost-rows 32\): try --global-batch-size 128"),
         ({"architecture": "resnet9000"}, "small_cnn"),
         ({"zoom": 1.5}, "less than 1"),
         ({"learning_rat": 1.0}, "learning_rat"),
