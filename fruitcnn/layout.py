@@ -130,7 +130,10 @@ def check_classes(records: Sequence[Record], uri: str, allow_mismatch: bool) -> 
         classes[record.split].add(record.label)
     either = classes["train"] | classes["test"]
     if len(either) < 2:
-        raise SourceError(f"--source: {uri} holds one class only ({either.pop()!r}); training needs at least two")
+        raise SourceError(
+            f"--source: {uri} holds one class only ({either.pop()!r}); training needs at least two: "
+            "add the other classes' folders, or name the folder above"
+        )
     if classes["train"] != classes["test"] and not allow_mismatch:
         only = [
             f"only in {split}: {_names(sorted(classes[split] - classes[other]))}"

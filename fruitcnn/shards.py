@@ -113,19 +113,21 @@ def plan_dataset(config: ShardConfig) -> DatasetPlan:
 
     Raises UsageError (SourceError among them) or StorageError: then nothing was changed.
     """
-    dataset_uri = storage.normalise(config.dataset)
-    base = growth.find_base(dataset_uri)
-    if base is None:
-        growth.refuse_foreign(dataset_uri)
-    else:
-        _require_same_settings(config, base)
-    source = open_source(
-        config.source,
-        root=config.root,
-        test_fraction=config.test_fraction,
-        seed=config.seed,
-        allow_class_mismatch=config.allow_class_mismatch,
-    )
+    with storage.argument("--dataset"):
+        dataset_uri = storage.normalise(config.dataset)
+        base = growth.find_base(dataset_uri)
+        if base is None:
+            growth.refuse_foreign(dataset_uri)
+        else:
+            _require_same_settings(config, base)
+    with storage.argument("--source"):
+        source = open_source(
+            config.source,
+            root=config.root,
+            test_fraction=config.test_fraction,
+            seed=config.seed,
+            allow_class_mismatch=config.allow_class_mismatch,
+        )
     growth.refuse_inside(dataset_uri, source)
     if base and base.source_fingerprint == source.fingerprint:
         storage.delete_prefix(growth.work_root(dataset_uri))
@@ -137,7 +139,8 @@ def plan_dataset(config: ShardConfig) -> DatasetPlan:
     plans = plan_shards(records, config.shard_bytes, first_index)
     said = [SCHEMA_VERSION, source.fingerprint, classes, config.row_settings(), config.shard_bytes, first_index]
     fingerprint = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-    work_uri = growth.claim(dataset_uri, source.uri, fingerprint, {plan.path for plan in plans}, base)
+    with storage.argument("--dataset"):
+        work_uri = growth.claim(dataset_uri, source.uri, fingerprint, {plan.path for plan in plans}, base)
     return DatasetPlan(config, dataset_uri, source, base, classes, records, plans, work_uri)
 
 

@@ -28,6 +28,7 @@ from fruitcnn.storage_errors import (
     PermissionDeniedError,
     StorageError,
     UnavailableError,
+    argument,
     from_os,
 )
 
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 __all__ = [
-    "Entry", "InvalidUriError", "NotFoundError", "PermissionDeniedError", "StorageError", "UnavailableError", "delete",
-    "delete_prefix", "download_directory", "exists", "is_empty", "is_s3", "join", "list_files", "name", "normalise",
-    "parquet_filesystem", "put_if_absent", "read", "read_json", "read_range", "size_bytes", "upload_directory", "write",
-    "write_json",
+    "Entry", "InvalidUriError", "NotFoundError", "PermissionDeniedError", "StorageError", "UnavailableError",
+    "argument", "delete", "delete_prefix", "download_directory", "exists", "is_empty", "is_s3", "join", "list_files",
+    "name", "normalise", "parquet_filesystem", "put_if_absent", "read", "read_json", "read_range", "size_bytes",
+    "upload_directory", "write", "write_json",
 ]  # fmt: skip
 
 NUM_TRANSFERS = 16
@@ -62,7 +63,7 @@ def normalise(uri: str) -> str:
     scheme = _SCHEME.match(uri)
     if scheme is None:
         if not uri or "\0" in uri or uri.startswith("s3:"):
-            raise InvalidUriError(uri, "not a location: give a local path or s3://bucket/prefix")
+            raise InvalidUriError(uri or "''", "not a location: give a local path or s3://bucket/prefix")
         return os.path.abspath(os.path.expanduser(uri) if uri.startswith("~/") else uri)
     if scheme.group(1) == "file":
         path = os.fsdecode(urllib.parse.unquote_to_bytes(os.fsencode(uri.removeprefix("file://"))))

@@ -2,6 +2,8 @@
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fruitcnn.errors import UsageError
 
@@ -33,6 +35,15 @@ class UnavailableError(StorageError):
 
 class InvalidUriError(StorageError, UsageError):
     """The URI cannot name anything: wrong scheme, empty, no bucket, or a key that cannot be written."""
+
+
+@contextmanager
+def argument(flag: str) -> Iterator[None]:
+    """Before work starts: what the URI given as `flag` lacks, or does not allow, becomes a UsageError that says so."""
+    try:
+        yield
+    except (NotFoundError, PermissionDeniedError, InvalidUriError) as error:
+        raise UsageError(f"{flag}: {error}") from error
 
 
 def from_os(uri: str, error: OSError | ValueError) -> StorageError:
