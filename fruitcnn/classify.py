@@ -134,18 +134,22 @@ def prepare(config: ClassifyConfig) -> Run:
     """The run that config names, planned now if it is new; UsageError if it cannot be started."""
     from fruitcnn import bundle, frozen, inputs, plan
 
-    predictions = storage.normalise(config.predictions)
     try:
-        model_hash, runtime = frozen.identify(config.model, config.runtime)
+        with storage.argument("--model"):
+            frozen.verify(config.model)  # All files, also those that this runtime does not read.
+            model_hash, runtime = frozen.identify(config.model, config.runtime)
     except bundle.FrozenModelError as error:
         raise UsageError(f"--model {config.model}: {error}") from error
-    settings = config.row_settings(runtime)
-    found = plan.load_plan(predictions)
-    if found is None:
-        plan.require_ours_or_empty(predictions)
-        listing = inputs.Listing(config.images, config.split)
-        found = plan.write_plan(predictions, listing, model_hash, settings, config.part_images, config.part_bytes)
-    plan.require_same_run(predictions, found, model_hash, settings)
+    with storage.argument("--images"):
+        settings = config.row_settings(runtime)
+    with storage.argument("--predictions"):
+        predictions = storage.normalise(config.predictions)
+        found = plan.load_plan(predictions)
+        if found is None:
+            plan.require_ours_or_empty(predictions)
+            listing = inputs.Listing(config.images, config.split)
+            found = plan.write_plan(predictions, listing, model_hash, settings, config.part_images, config.part_bytes)
+        plan.require_same_run(predictions, found, model_hash, settings)
     return Run(config, predictions, found, runtime)
 
 

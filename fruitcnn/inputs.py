@@ -50,8 +50,9 @@ class Listing:
     """The inputs under one URI: iterate once; afterwards num_hidden and num_repeated say what was passed over."""
 
     def __init__(self, images: str, split: str | None = None) -> None:
-        self.images = storage.normalise(images)
-        self.kind = kind_of(self.images)
+        with storage.argument("--images"):
+            self.images = storage.normalise(images)
+            self.kind = kind_of(self.images)
         self.split = split
         self.num_hidden = 0
         self.num_repeated = 0
@@ -59,9 +60,15 @@ class Listing:
             raise UsageError(f"--split {split}: {self.images} is no data set written by jobs.shard; leave --split out")
 
     def __iter__(self) -> Iterator[Input]:
+        with storage.argument("--images"):
+            yield from self._inputs()
+
+    def _inputs(self) -> Iterator[Input]:
         if self.kind == "dataset":
             yield from dataset_rows(self.images, self.split)
             return
+        if self.kind == "archive":
+            _require_members(self.images)
         for name, size_bytes in sorting.sort_unique(self._objects(), self._count_repeated):
             if archives.is_archive(name):
                 yield from archive_members(name, size_bytes, self._count_hidden)
@@ -91,7 +98,14 @@ def kind_of(images: str) -> Kind:
         return "list"
     if archives.is_archive(images) and storage.exists(images):
         return "archive"
-    return "dataset" if storage.exists(manifest.manifest_uri(images)) else "files"
+    if storage.exists(manifest.manifest_uri(images)):
+        return "dataset"
+    if any(storage.exists(storage.join(images, "shards", f"{split}-00000.parquet")) for split in ("train", "test")):
+        raise UsageError(
+            f"--images {images}: got the shards of a data set without its manifest.json, wanted a finished one: run "
+            f'"python -m jobs.shard --source SOURCE --dataset {images}" to the end first'
+        )
+    return "files"
 
 
 def dataset_rows(dataset_uri: str, split: str | None) -> Iterator[Input]:
@@ -122,6 +136,14 @@ def archive_members(uri: str, size_bytes: int, on_hidden: Callable[[], None]) ->
     except (archives.ArchiveError, storage.NotFoundError, storage.PermissionDeniedError):
         # Listing it again when its part is classified says why, in its row.
         yield _object(uri, size_bytes)._replace(method=UNLISTED)
+
+
+def _require_members(uri: str) -> None:
+    """Raise UsageError for an archive that yields nothing at all: among others it is a row, alone it is a mistake."""
+    try:
+        next(archives.list_members(archives.seekable(uri)), None)
+    except archives.ArchiveError as error:
+        raise UsageError(f"--images {error}") from error
 
 
 def read_list(uri: str) -> Iterator[tuple[str, int]]:
