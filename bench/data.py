@@ -1,0 +1,117 @@
+"""What the cases work on, made once under work/bench: pictures, a data set, decoded pixels, a frozen model."""
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.measure import BenchError, run_process
+
+DRAWN = "synthetic:24x240"
+"""Where FRUITCNN_FRUITS360 is not set."""
+
+_INPUT_PX = 32
+_TRAINED_IMAGES = 6_400
+_FILES_IN_FOLDER = 1_000
+
+
+class Data(NamedTuple):
+    """Where the data lies; every part is made when it is first asked for."""
+
+    source: str
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """The source, without the path to it."""
+        return Path(self.source).name
+
+    def unpacked(self) -> Path:
+        """The source as a folder with Training/<Class>/ and Test/<Class>/."""
+        return _made(self.folder / "unpacked", self._unpack)
+
+    def shard_source(self) -> str:
+        """What jobs.shard reads: the source; drawn pictures as a folder, so that no drawing is measured."""
+        return str(self.unpacked()) if self.source.startswith("synthetic") else self.source
+
+    def pictures(self, num_images: int) -> Path:
+        """A folder of `num_images` JPEGs: those of the source, over and over, as hard links."""
+        return _made(self.folder / f"pictures-{num_images}", lambda folder: self._link(folder, num_images))
+
+    def dataset(self) -> Path:
+        """The data set that jobs.shard writes."""
+        return _made(self.folder / "dataset", lambda folder: _job("shard", source=self.shard_source(), dataset=folder))
+
+    def model(self) -> Path:
+        """A frozen model, trained for a moment only: it costs as much to run as a good one."""
+        return _made(self.folder / "model", self._freeze)
+
+    def training_pixels(self) -> Path:
+        """A folder of images.npy, uint8 (N, 32, 32, 3), and labels.npy, int64 (N,): the training split decoded."""
+        return _made(self.folder / "pixels", self._decode)
+
+    def _unpack(self, folder: Path) -> None:
+        from fruitcnn.sources import open_source
+
+        source = open_source(self.source)
+        for record in source.records:
+            split = {"train": "Training", "test": "Test"}[record.split]
+            path = folder / split / record.label / record.path.rpartition("/")[2]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(source.read(record))
+
+    def _link(self, folder: Path, num_images: int) -> None:
+        files = sorted(path for path in self.unpacked().rglob("*") if path.is_file())
+        # Neighbours show the same fruit; in steps through the listing a short folder holds every class too.
+        stride = max(1, len(files) // num_images)
+        for number, file in enumerate(islice(cycle(files[::stride]), num_images)):
+            path = folder / f"{number // _FILES_IN_FOLDER:04d}" / f"{number:08d}{file.suffix}"
+            path.parent.mkdir(exist_ok=True)
+            os.link(file, path)
+
+    def _freeze(self, folder: Path) -> None:
+        run = folder.with_name("run")
+        shutil.rmtree(run, ignore_errors=True)
+        _job("train", dataset=self.dataset(), run=run, images_seen=_TRAINED_IMAGES, num_evaluations=1)
+        _job("freeze", run=run, model=folder)
+
+    def _decode(self, folder: Path) -> None:
+        import numpy as np
+
+        from fruitcnn.pixels import load_pixels
+
+        found = load_pixels(str(self.dataset()), "train", (_INPUT_PX, _INPUT_PX), cache_dir=str(self.folder / "cache"))
+        np.save(folder / "images.npy", found.pixels)
+        np.save(folder / "labels.npy", found.labels)
+
+
+def open_data(source: str | None, work: Path) -> Data:
+    """The data of the source that FRUITCNN_FRUITS360 names, or of drawn fruit where `source` is empty.
+
+    Raises BenchError if there is no such file.
+    """
+    if source and not Path(source).is_file():
+        raise BenchError(f"FRUITCNN_FRUITS360: got {source}, wanted a zip of pictures")
+    chosen = str(Path(source).expanduser().resolve()) if source else DRAWN
+    said = f"{chosen} {Path(chosen).stat().st_size if source else ''}"
+    return Data(chosen, work / hashlib.sha256(said.encode()).hexdigest()[:12])
+
+
+def _made(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Make `folder` unless it is whole; one that was cut off is made again."""
+    done = folder.with_name(f"{folder.name}.done")
+    if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        make(folder)
+        done.touch()
+    return folder
+
+
+def _job(name: str, **arguments: object) -> None:
+    flags = [text for key, value in arguments.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    run_process([sys.executable, "-m", f"jobs.{name}", *flags])

@@ -1,0 +1,121 @@
+"""Two sides in turn, A B A B, each turn made of whole processes; their ratios. Between cases and run."""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Rates = dict[str, float]
+"""What one turn of one side measured: name of the measurement -> images a second."""
+
+# Settings of the person who runs this that would change one side only.
+_DROPPED = re.compile(r"PYTHONDONTWRITEBYTECODE|RAY_ADDRESS|FRUITCNN_(?!CACHE$).*")
+
+
+class BenchError(ValueError):
+    """A measurement that cannot be made; the message says why."""
+
+
+class Side(NamedTuple):
+    """One of the two ways to do the same work; `turn(folder)` does it once, in a fresh empty folder."""
+
+    name: str
+    turn: Callable[[Path], Rates]
+
+
+class Case(NamedTuple):
+    """What is compared, and with what."""
+
+    name: str
+    what: str
+    ours: Side
+    other: Side
+
+
+class Round(NamedTuple):
+    """One turn of each side; the load is the machine's one-minute average before it."""
+
+    ours: Rates
+    other: Rates
+    load: float
+
+
+class Ratio(NamedTuple):
+    """Ours divided by the other, round by round."""
+
+    median: float
+    minimum: float
+    maximum: float
+
+
+class Finished(NamedTuple):
+    """A process that ended well; `seconds` from its start to its end, every start-up counted."""
+
+    seconds: float
+    stdout: str
+
+    def json(self) -> dict[str, Any]:
+        """Return the object that one of bench.sides printed last."""
+        found: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
+        return found
+
+
+def run_process(argv: Sequence[str]) -> Finished:
+    """Run one process to its end. Raises BenchError with the end of its stderr if it fails."""
+    started = time.perf_counter()
+    done = subprocess.run(argv, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise BenchError(f"exit code {done.returncode} of {' '.join(argv)}\n{done.stderr[-2000:]}")
+    return Finished(seconds, done.stdout)
+
+
+def environment() -> dict[str, str]:
+    """The variables that both sides run with."""
+    kept = {name: value for name, value in os.environ.items() if not _DROPPED.fullmatch(name)}
+    return kept | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def play(case: Case, num_rounds: int, scratch: Path, said: Callable[[str], None]) -> list[Round]:
+    """Play `num_rounds` rounds after one that warms up; that one comes first in the list."""
+    rounds = []
+    for number in range(num_rounds + 1):
+        load = os.getloadavg()[0]
+        ours, other = (_turn(side, case.name, number, scratch, said) for side in (case.ours, case.other))
+        rounds.append(Round(ours, other, load))
+    return rounds
+
+
+def ratio(rounds: Sequence[Round], name: str) -> Ratio | None:
+    """Compare one measurement; None if the other side has no such."""
+    if name not in rounds[0].other:
+        return None
+    values = [each.ours[name] / each.other[name] for each in rounds]
+    return Ratio(statistics.median(values), min(values), max(values))
+
+
+def rate_range(turns: Sequence[Rates], name: str) -> dict[str, float] | None:
+    """Median, minimum and maximum of one side's images a second; None if it has no such measurement."""
+    if name not in turns[0]:
+        return None
+    values = [turn[name] for turn in turns]
+    return {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)}
+
+
+def _turn(side: Side, case: str, number: int, scratch: Path, said: Callable[[str], None]) -> Rates:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        rates = side.turn(Path(folder))
+    said(f"{case}: {f'round {number}' if number else 'warm-up'}, {side.name}: " + _worded(rates))
+    return rates
+
+
+def _worded(rates: Rates) -> str:
+    return ", ".join(f"{name} {rate:,.0f}/s" for name, rate in rates.items())
