@@ -73,25 +73,29 @@ def _start(settings: dict[str, Any]) -> None:
     import ray
 
     for tries_left in reversed(range(START_TRIES)):
-        before = set(psutil.Process().children())
+        before = set(psutil.Process().children(recursive=True))
         try:
             with _held_stderr():
                 ray.init(**settings)
             return
+        except KeyboardInterrupt:
+            _end_new(before)
+            raise
         except Exception as error:
             # Ray gives its own processes 30 s, whatever is set; a busy machine needs longer the first time, because
             # each of them imports Ray from a cold disk.
             if not tries_left or "timed out during startup" not in str(error):
                 raise
             print("Ray was slow to start (is the machine busy?): starting it again", file=sys.stderr)
-            _end([child for child in psutil.Process().children() if child not in before])
+            _end_new(before)
             ray.shutdown()
 
 
-def _end(processes: list[Any]) -> None:
+def _end_new(before: set[Any]) -> None:
     """End what a start that failed left behind: Ray forgets it, and it would slow the next start down."""
     import psutil
 
+    processes = [child for child in psutil.Process().children(recursive=True) if child not in before]
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
