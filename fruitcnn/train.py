@@ -39,6 +39,9 @@ Session = Callable[[], AbstractContextManager[None]]
 
 _POLL_SECONDS = 0.5
 
+# TensorFlow's errors in a collective whose other side is gone.
+_ERRORS_OF_PEERS = ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError", "InternalError")
+
 
 def train(config: TrainConfig, progress: Progress, session: Session = nullcontext) -> dict[str, Any]:
     """Train and return result.json; a finished run is returned as it is.
@@ -100,21 +103,24 @@ def _fit(config: TrainConfig, facts: Facts, board: Any) -> None:
     # Starting Python and importing Ray, twice at once on a busy or cold machine, takes longer than Ray's 60 seconds.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")
     cpus = config.cpus_per_worker or max(1, int(ray.cluster_resources().get("CPU", 1)) // config.num_workers)
+    resources = {"CPU": cpus, **({"GPU": 1} if config.use_gpu else {})}
+    scaling = ray.train.ScalingConfig(
+        num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
+    )
+    job = {"config": config.model_dump(), "facts": asdict(facts), "cpus": cpus, "board": board}
     for failures_left in reversed(range(config.max_failures + 1)):
-        trainer = _Trainer(
-            _worker,
-            train_loop_config={"config": config.model_dump(), "facts": asdict(facts), "cpus": cpus, "board": board},
-            backend_config=_TensorFlow(),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=config.num_workers,
-                use_gpu=config.use_gpu,
-                resources_per_worker={"CPU": cpus, **({"GPU": 1} if config.use_gpu else {})},
-            ),
-            run_config=ray.train.RunConfig(name="fruitcnn", storage_path=tempfile.mkdtemp(prefix="fruitcnn-train-")),
-        )
         try:
-            trainer.fit()
-            return
+            # Ray wants a folder for its own records; what lasts is in the run folder.
+            with tempfile.TemporaryDirectory(prefix="fruitcnn-train-") as folder:
+                records = ray.train.RunConfig(name="fruitcnn", storage_path=folder)
+                _Trainer(
+                    _worker,
+                    train_loop_config=job,
+                    backend_config=_TensorFlow(),
+                    scaling_config=scaling,
+                    run_config=records,
+                ).fit()
+                return
         except ray.train.TrainingFailedError as error:
             if not failures_left or not _is_loss_of_workers(error):
                 raise
@@ -122,14 +128,19 @@ def _fit(config: TrainConfig, facts: Facts, board: Any) -> None:
 
 
 def _is_loss_of_workers(error: BaseException) -> bool:
-    """Whether processes or nodes went away, rather than that some code raised: peers of a lost worker see TensorFlow's
-    collective errors."""
-    failures = getattr(error, "worker_failures", {}).values()
+    """Whether processes or nodes went away, rather than that some code of ours raised."""
+    failures = [_innermost(failure) for failure in getattr(error, "worker_failures", {}).values()]
+    lost = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError)
     return bool(failures) and all(
-        isinstance(failure, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError)
-        or type(getattr(failure, "cause", failure)).__module__.startswith("tensorflow")
-        for failure in failures
+        isinstance(failure, lost) or type(failure).__name__ in _ERRORS_OF_PEERS for failure in failures
     )
+
+
+def _innermost(failure: Any) -> Any:
+    for wrapped in ("health_check_failure", "_base_exc", "cause"):
+        if isinstance(getattr(failure, wrapped, None), BaseException):
+            return _innermost(getattr(failure, wrapped))
+    return failure
 
 
 class _Board:
@@ -168,7 +179,7 @@ def _following(board: Any, update: Callable[..., None]) -> Iterator[None]:
 
 
 class _Trainer(DataParallelTrainer):
-    """Ray's trainer without its PlacementGroupCleaner.
+    """Ray's trainer without its PlacementGroupCleaner and without its answer to Ctrl-C.
 
     On a busy machine the cleaner took an empty answer of Ray's state API for a dead controller and took the workers
     away from a healthy run (seen with Ray 2.60). Without it they go when the driver's job ends.
@@ -177,6 +188,11 @@ class _Trainer(DataParallelTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        # Ray's handler ends the process with exit code 1 and not a word, and stays when the run is over. Python's own
+        # raises KeyboardInterrupt, and the workers go with the session or with the last reference to the controller.
+        pass
 
 
 class _TensorFlow(BackendConfig):

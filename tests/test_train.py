@@ -113,5 +113,5 @@ def test_what_the_user_can_mend_is_not_tried_again(dataset: str, tmp_path: Path)
     began = time.monotonic()
     with pytest.raises(Exception) as caught:
         train(config(dataset, tmp_path / "run", learning_rate=1e30, max_failures=3), silent)
-    assert "learning_rate: got 1e+30" in str(root_cause(caught.value))
+    assert "--learning-rate: got 1e+30" in str(root_cause(caught.value))
     assert time.monotonic() - began < 120
