@@ -64,7 +64,7 @@ def write_dataset(folder: Path) -> str:
     return str(folder)
 
 
-def write_run(folder: Path, dataset: str, *, architecture: str = "small_cnn", seed: int = 0) -> str:
+def write_run(folder: Path, dataset: str, *, architecture: str = "base_cnn", seed: int = 0) -> str:
     run = str(folder)
     config = TrainConfig(dataset=dataset, run=run, architecture=architecture, input_px=INPUT_PX)
     manifest_sha256 = hashlib.sha256((Path(dataset) / "manifest.json").read_bytes()).hexdigest()

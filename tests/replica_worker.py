@@ -28,7 +28,7 @@ def main(out: str, architecture: str, optimizer: str, rank: int, world_size: int
         architecture=architecture,
         optimizer=optimizer,
         schedule="constant",
-        learning_rate=1e-3 if optimizer != "sgd" else 0.02,
+        learning_rate=1e-3 if optimizer != "sgd" else 3e-4,
         flip=architecture == "small_cnn",
         num_workers=world_size,
         global_batch_size=ROWS_OF_GLOBAL_BATCH,
@@ -39,13 +39,16 @@ def main(out: str, architecture: str, optimizer: str, rank: int, world_size: int
     base = random.integers(0, 256, (NUM_CLASSES, 32, 32, 3))
     pixels = np.clip(base[labels] * 0.5 + random.normal(64, 30, (300, 32, 32, 3)), 0, 255).astype(np.uint8)
     feed = Feed(Order(300, 0), np.arange(300), pixels, labels, ROWS_OF_GLOBAL_BATCH, rank, world_size)
+    start = replica.state(0).weights
     losses = [float(replica.step(b.images, b.labels, b.keys)[0]) for b in feed.batches(0, NUM_STEPS)]
     totals = replica.sum_over_workers(losses) / ROWS_OF_GLOBAL_BATCH
     replica.average_statistics()
     piece = evaluation_slice(300, rank, world_size)
     score = replica.evaluate(pixels[piece], labels[piece])
-    weights = {f"{index:03d}": value for index, value in enumerate(replica.state(NUM_STEPS).weights)}
-    np.savez(out, losses=totals, score=np.array(score), **weights)
+    ended = replica.state(NUM_STEPS).weights
+    moved = np.array([abs(after - before).max() for before, after in zip(start, ended, strict=True)])
+    weights = {f"{index:03d}": value for index, value in enumerate(ended)}
+    np.savez(out, losses=totals, score=np.array(score), moved=moved, **weights)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def test_card_says_how_to_load_each_file(made: Frozen, description: Description)
 def test_description_tells_where_the_model_comes_from(made: Frozen, description: Description) -> None:
     assert description.labels == CLASSES
     assert description.dataset["manifest_sha256"] == load_manifest(made.dataset).sha256
-    assert description.training["config"]["architecture"] == description.architecture == "small_cnn"
+    assert description.training["config"]["architecture"] == description.architecture == "base_cnn"
     assert description.metrics["test"]["accuracy"] == 0.5
     assert "cv2.INTER_AREA" in description.preprocessing["statement"]
     assert {"keras", "onnx", "openvino"} <= {*description.versions}

@@ -32,8 +32,8 @@ def expected(model: Path, pixels: np.ndarray) -> np.ndarray:
 
     from fruitcnn.models import build_model
 
-    network = build_model("small_cnn", (INPUT_PX, INPUT_PX), 6, ghost_rows=32)
-    network.set_weights(frozen_run.random_weights("small_cnn", 0))
+    network = build_model("base_cnn", (INPUT_PX, INPUT_PX), 6, ghost_rows=32)
+    network.set_weights(frozen_run.random_weights("base_cnn", 0))
     return keras.ops.convert_to_numpy(network(pixels, training=False))
 
 
