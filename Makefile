@@ -37,7 +37,7 @@ lint: setup ## ruff and mypy
 	$(PYTHON) -m mypy
 
 bench: setup ## measure speed side by side with plain Keras
-	$(PYTHON) -m bench
+	$(PYTHON) bench/run.py
 
 s3: setup ## run a local S3 server until Ctrl-C
 	$(PYTHON) -m cluster.local_s3

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 
 Rates = dict[str, float]
-"""What one turn of one side measured: name of the measurement -> images a second."""
+"""What a turn of one side measured: name -> images a second; what could not be told is left out."""
 
 # Settings of the person who runs this that would change one side only.
 _DROPPED = re.compile(r"PYTHONDONTWRITEBYTECODE|RAY_ADDRESS|FRUITCNN_(?!CACHE$).*")
@@ -54,6 +54,7 @@ class Ratio(NamedTuple):
     median: float
     minimum: float
     maximum: float
+    num_rounds: int
 
 
 class Finished(NamedTuple):
@@ -95,19 +96,15 @@ def play(case: Case, num_rounds: int, scratch: Path, said: Callable[[str], None]
 
 
 def ratio(rounds: Sequence[Round], name: str) -> Ratio | None:
-    """Compare one measurement; None if the other side has no such."""
-    if name not in rounds[0].other:
-        return None
-    values = [each.ours[name] / each.other[name] for each in rounds]
-    return Ratio(statistics.median(values), min(values), max(values))
+    """Compare one measurement over the rounds in which both sides have it; None if there are none."""
+    values = [each.ours[name] / each.other[name] for each in rounds if name in each.ours and name in each.other]
+    return Ratio(statistics.median(values), min(values), max(values), len(values)) if values else None
 
 
 def rate_range(turns: Sequence[Rates], name: str) -> dict[str, float] | None:
-    """Median, minimum and maximum of one side's images a second; None if it has no such measurement."""
-    if name not in turns[0]:
-        return None
-    values = [turn[name] for turn in turns]
-    return {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)}
+    """Median, minimum and maximum of one side's images a second; None if no turn measured them."""
+    values = [turn[name] for turn in turns if name in turn]
+    return {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)} if values else None
 
 
 def _turn(side: Side, case: str, number: int, scratch: Path, said: Callable[[str], None]) -> Rates:

@@ -85,7 +85,7 @@ def _measure(name: str, data: Data, num_rounds: int) -> dict[str, Any]:
 def _kept(case: Case, rounds: Sequence[Round]) -> dict[str, Any]:
     warm_up, *counted = rounds
     figures = {}
-    for name in warm_up.ours:
+    for name in dict.fromkeys(name for each in rounds for name in each.ours):
         here = ratio(counted, name)
         before = ratio([warm_up], name)
         figures[name] = {

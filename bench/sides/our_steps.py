@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.sides.training import BATCH, WARM_UP_STEPS, load, num_epochs
+from bench.sides.training import BATCH, PROBE_STEPS, load, num_epochs
 
 
 def main(folder: str) -> None:
-    """Time the steps after the warm-up."""
+    """Time the steps after some that warm up and tell how long to measure."""
     from fruitcnn.feed import Feed
     from fruitcnn.recipe import TrainConfig
     from fruitcnn.replica import Replica
@@ -23,23 +23,27 @@ def main(folder: str) -> None:
     from fruitcnn.train import _strategy
 
     images, labels = load(folder)
-    num_steps = num_epochs(len(labels)) * len(labels) // BATCH
     config = TrainConfig(
         dataset="-", run="-", architecture="small_cnn", flip=False, schedule="constant", global_batch_size=BATCH
     )
     strategy = _strategy(1, len(os.sched_getaffinity(0)))
-    replica = Replica(config, int(labels.max()) + 1, num_steps, strategy)
+    replica = Replica(config, int(labels.max()) + 1, 1, strategy)
     feed = Feed(Order(len(labels), 0), np.arange(len(labels)), images, labels, BATCH, 0, 1)
-    _steps(replica, feed, 0, WARM_UP_STEPS)
+    _timed_steps(replica, feed, 0, PROBE_STEPS)
+    probe_seconds = _timed_steps(replica, feed, PROBE_STEPS, 2 * PROBE_STEPS)
+    num_images = num_epochs(len(labels), probe_seconds) * len(labels)
+    cpu_seconds = time.process_time()
+    seconds = _timed_steps(replica, feed, 2 * PROBE_STEPS, 2 * PROBE_STEPS + num_images // BATCH)
+    said = {"num_images": num_images, "seconds": seconds, "cpu_seconds": time.process_time() - cpu_seconds}
+    print(json.dumps(said))
+
+
+def _timed_steps(replica: Any, feed: Any, start: int, stop: int) -> float:
     started = time.perf_counter()
-    _steps(replica, feed, WARM_UP_STEPS, WARM_UP_STEPS + num_steps)
-    print(json.dumps({"num_images": num_steps * BATCH, "seconds": time.perf_counter() - started}))
-
-
-def _steps(replica: Any, feed: Any, start: int, stop: int) -> None:
     results = [replica.step(batch.images, batch.labels, batch.keys) for batch in feed.batches(start, stop)]
     loss = float(results[-1][0])  # Waits until the last step is done.
     assert np.isfinite(loss), loss
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""What the two training sides share: the pixels, and how many of them a measurement takes."""
+"""What the two training sides share: the pixels, and how long a measurement takes."""
 
 from pathlib import Path
 
 import numpy as np
 
 BATCH = 64
-WARM_UP_STEPS = 64
-"""Steps before the clock starts: graph building, memory pools."""
+PROBE_STEPS = 64
+"""Steps that warm up (graph building, memory pools), and then as many that tell how long to measure."""
 
-_MEASURED_IMAGES = 40_000
+_MEASURED_SECONDS = 8.0
 
 
 def load(folder: str) -> tuple[np.ndarray, np.ndarray]:
@@ -18,6 +18,7 @@ def load(folder: str) -> tuple[np.ndarray, np.ndarray]:
     return images[:num_rows], labels[:num_rows]
 
 
-def num_epochs(num_rows: int) -> int:
-    """Return the number of passes that a measurement takes."""
-    return max(1, round(_MEASURED_IMAGES / num_rows))
+def num_epochs(num_rows: int, probe_seconds: float) -> int:
+    """Return the number of whole passes that come nearest to the time a measurement is to take."""
+    rows_per_second = PROBE_STEPS * BATCH / probe_seconds
+    return max(1, round(_MEASURED_SECONDS * rows_per_second / num_rows))
