@@ -90,9 +90,12 @@ def freeze(config: FreezeConfig, progress: Progress) -> Description:
     """
     assert config.run, "validated"
     assert config.model, "validated"
-    run = read_run(config.run)
-    model_uri = storage.normalise(config.model)
-    if found := _finished(model_uri, run):
+    with storage.argument("--run"):
+        run = read_run(config.run)
+    with storage.argument("--model"):
+        model_uri = storage.normalise(config.model)
+        found = _finished(model_uri, run)
+    if found:
         return found
     dataset = _dataset(run, config.dataset)
     with tempfile.TemporaryDirectory(prefix="fruitcnn-freeze-") as folder, progress("freeze", 3, "steps") as update:

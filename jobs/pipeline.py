@@ -51,7 +51,8 @@ class PipelineConfig(BaseModel):
 
     def place(self, step: str) -> str:
         """Return the URI under the work folder that `step` writes to."""
-        return storage.join(storage.normalise(self.work), step)
+        with storage.argument("--work"):
+            return storage.join(storage.normalise(self.work), step)
 
     def train_config(self) -> TrainConfig:
         """Return the config of the training step. Raises ValidationError where the two do not fit."""
