@@ -118,7 +118,8 @@ def validation_mask(groups: Sequence[str], paths: Sequence[str], fraction: float
 
     Frames of one group show the same object a few degrees apart, so rows picked singly would only test memory. Out of
     every group one run of consecutive frames is taken (frames of a turning object close a circle), about `fraction` of
-    it. The choice depends on (groups, paths, seed) alone, never on the order of rows.
+    it; of groups too small for that, single pictures among them, some give one row. Of two rows or more at least one is
+    taken. The choice depends on (groups, paths, seed) alone, never on the order of rows.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"validation_fraction: got {fraction}, wanted at least 0 and less than 1")
@@ -131,8 +132,12 @@ def validation_mask(groups: Sequence[str], paths: Sequence[str], fraction: float
     for group, rows in members.items():
         rows.sort(key=lambda row: _natural_key(paths[row]))
         length = min(round(len(rows) * fraction), len(rows) - 1)
-        start = int(_generator(seed, 0, _hash(group)).integers(len(rows)))
+        draw = _generator(seed, 0, _hash(group))
+        start = int(draw.integers(len(rows)))
+        length = length or int(draw.random() < len(rows) * fraction)
         mask[[rows[(start + offset) % len(rows)] for offset in range(length)]] = True
+    if not mask.any() and len(paths) > 1:
+        mask[min(range(len(paths)), key=lambda row: _hash(paths[row]))] = True
     return mask
 
 

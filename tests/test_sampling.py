@@ -83,8 +83,9 @@ def test_validation_takes_one_run_of_neighbouring_frames_per_group(
 ) -> None:
     groups, paths = _frames(num_groups, num_frames)
     mask = validation_mask(groups, paths, fraction, seed).reshape(num_groups, num_frames)
+    length = min(round(num_frames * fraction), num_frames - 1)
     for chosen in mask:
-        assert chosen.sum() == min(round(num_frames * fraction), num_frames - 1)
+        assert chosen.sum() == length or (length == 0 and chosen.sum() == 1)
         edges = int((chosen != np.roll(chosen, 1)).sum())
         assert edges in (0, 2), "one run on the circle"
 
@@ -95,6 +96,12 @@ def test_the_choice_of_validation_rows_does_not_depend_on_their_order() -> None:
     shuffled = np.random.default_rng(0).permutation(len(groups))
     again = validation_mask([groups[i] for i in shuffled], [paths[i] for i in shuffled], 0.2, 7)
     assert (mask[shuffled] == again).all()
+
+
+@pytest.mark.parametrize(("num_rows", "fewest", "most"), [(1000, 30, 70), (40, 1, 8), (2, 1, 1)])
+def test_pictures_that_are_no_frames_of_anything_are_drawn_singly(num_rows: int, fewest: int, most: int) -> None:
+    names = [f"holiday/{row:x}.jpg" for row in range(num_rows)]
+    assert fewest <= validation_mask(names, names, 0.05, 0).sum() <= most
 
 
 def test_row_keys_depend_on_seed_epoch_and_row_and_hardly_collide() -> None:
