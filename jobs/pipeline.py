@@ -8,16 +8,16 @@ goes on where it was stopped. Without --source it draws its own pictures and nee
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fruitcnn import storage
-from fruitcnn.classify import ClassifyConfig
-from fruitcnn.freezing import FreezeConfig
 from fruitcnn.recipe import TrainConfig
-from fruitcnn.shards import DatasetPlan, ShardConfig, plan_dataset, write_plan
 from jobs.cli import progress, ray_session, run, summary
+
+if TYPE_CHECKING:
+    from fruitcnn.shards import DatasetPlan
 
 
 class PipelineConfig(BaseModel):
@@ -63,6 +63,8 @@ class PipelineConfig(BaseModel):
 
 def main(config: PipelineConfig) -> None:
     """Run the steps in order, then print one table of what each took and found."""
+    from fruitcnn.shards import ShardConfig, plan_dataset
+
     clock = _Clock()
     training = config.train_config()
     # Refuses a wrong source or work folder before Ray starts.
@@ -74,10 +76,11 @@ def main(config: PipelineConfig) -> None:
     summary("pipeline", rows | clock.row(), _where(config))
 
 
-def _steps(config: PipelineConfig, training: TrainConfig, plan: DatasetPlan, clock: "_Clock") -> dict[str, Any]:
-    from fruitcnn.classify import classify
-    from fruitcnn.freezing import freeze
+def _steps(config: PipelineConfig, training: TrainConfig, plan: "DatasetPlan", clock: "_Clock") -> dict[str, Any]:
+    from fruitcnn.classify import ClassifyConfig, classify
+    from fruitcnn.freezing import FreezeConfig, freeze
     from fruitcnn.report import write_report
+    from fruitcnn.shards import write_plan
     from fruitcnn.train import train
 
     dataset = training.dataset

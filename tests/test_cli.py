@@ -285,7 +285,7 @@ def test_summary_keeps_paths_whole(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_of_every_job_answers_within_a_second(job: str) -> None:
     # CPU seconds of the process: on a busy machine wall time measures the neighbours.
     cpu_seconds = []
-    for _ in range(3):
+    for _ in range(6):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-m", f"jobs.{job}", "--help"]
         answer = subprocess.run(command, cwd=JOBS.parent, capture_output=True, text=True, check=False)
