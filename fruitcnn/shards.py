@@ -25,18 +25,16 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from fruitcnn import growth, images, storage
+from fruitcnn import growth, storage
 from fruitcnn.errors import UsageError
 from fruitcnn.manifest import SCHEMA_VERSION, DatasetError, Manifest, Split, StoredFile, load_manifest, publish
 from fruitcnn.parquet import read_rows
+from fruitcnn.shard_config import ShardConfig
 from fruitcnn.sharding import ShardPlan, ShardResult, plan_shards, write_shard
 from fruitcnn.sources import Record, Source, open_source
 
 __all__ = [
     "Manifest",
-    "ShardConfig",
     "check_dataset",
     "load_manifest",
     "plan_dataset",
@@ -46,44 +44,6 @@ __all__ = [
 ]
 
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
-
-
-class ShardConfig(BaseModel):
-    """What `python -m jobs.shard` takes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str = Field(
-        description="Labelled pictures: a folder, .zip, .tar(.gz), s3://bucket/prefix, kaggle:OWNER/NAME or "
-        "synthetic[:CLASSESxFRAMES]."
-    )
-    dataset: str = Field(description="Where the data set goes: a local path or s3://bucket/prefix.")
-    root: str | None = Field(
-        default=None, description="Folder inside the source that holds Training and Test, where there are several."
-    )
-    test_fraction: float = Field(
-        default=0.2,
-        gt=0,
-        lt=1,
-        description="Share of the pictures that becomes the test split of a source without one.",
-    )
-    seed: int = Field(default=0, ge=0, description="Seed of that split.")
-    allow_class_mismatch: bool = Field(
-        default=False, description="Accept a source whose Training and Test folders hold different classes."
-    )
-    shard_bytes: int = Field(
-        default=64_000_000, ge=1, le=1_000_000_000, description="Largest size of a shard, in bytes of pictures."
-    )
-    max_pixels: int = Field(
-        default=images.DEFAULT_MAX_PIXELS, ge=1, description="Reject pictures of more pixels (width x height)."
-    )
-    max_rejected: float = Field(
-        default=0.1, ge=0, le=1, description="Share of the files that may be rejected before the job fails."
-    )
-
-    def row_settings(self) -> dict[str, Any]:
-        """The settings that decide which files become rows of which split: fixed for the life of a data set."""
-        return self.model_dump(include={"root", "test_fraction", "seed", "max_pixels"})
 
 
 class DatasetPlan(NamedTuple):

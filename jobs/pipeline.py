@@ -63,7 +63,8 @@ class PipelineConfig(BaseModel):
 
 def main(config: PipelineConfig) -> None:
     """Run the steps in order, then print one table of what each took and found."""
-    from fruitcnn.shards import ShardConfig, plan_dataset
+    from fruitcnn.shard_config import ShardConfig
+    from fruitcnn.shards import plan_dataset
 
     clock = _Clock()
     training = config.train_config()

@@ -7,14 +7,19 @@ source grew. Every file that did not become a row is in rejected.parquet, with i
 """
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fruitcnn.shards import Manifest, ShardConfig, plan_dataset, write_plan
+from fruitcnn.shard_config import ShardConfig
 from jobs.cli import progress, ray_session, run, summary
+
+if TYPE_CHECKING:
+    from fruitcnn.manifest import Manifest
 
 
 def main(config: ShardConfig) -> None:
     """Shard, then say what there is now."""
+    from fruitcnn.shards import plan_dataset, write_plan
+
     plan = plan_dataset(config)
     done = "nothing new in the source"
     manifest = plan.base
@@ -28,7 +33,7 @@ def main(config: ShardConfig) -> None:
     summary("data set", describe(manifest) | {"this run": done}, where)
 
 
-def describe(manifest: Manifest) -> dict[str, Any]:
+def describe(manifest: "Manifest") -> dict[str, Any]:
     """Name -> value of the closing table."""
     splits = manifest.splits.items()
     causes = [f"{cause} {count:,}" for cause, count in manifest.num_rejected_by_cause.items()]

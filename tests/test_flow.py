@@ -15,7 +15,8 @@ from PIL import Image
 from fruitcnn import images, infer, storage
 from fruitcnn.inputs import Listing
 from fruitcnn.pixels import load_pixels
-from fruitcnn.shards import ShardConfig, write_dataset
+from fruitcnn.shard_config import ShardConfig
+from fruitcnn.shards import write_dataset
 from jobs.cli import progress
 from jobs.pipeline import PipelineConfig, main
 

@@ -16,13 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruitcnn import shards, storage
+from fruitcnn import images, shards, storage
 from fruitcnn.errors import UsageError
 from fruitcnn.images import DEFAULT_MAX_PIXELS
 from fruitcnn.manifest import DatasetError, Manifest, load_manifest, manifest_uri, publish
 from fruitcnn.parquet import ROW_GROUP_ROWS, Row, encode, read_rows
+from fruitcnn.shard_config import ShardConfig
 from fruitcnn.sharding import ShardPlan, plan_shards, write_shard
-from fruitcnn.shards import ShardConfig, check_dataset, write_dataset
+from fruitcnn.shards import check_dataset, write_dataset
 from fruitcnn.sources import Record, Source, SourceError, open_source
 from jobs import shard as shard_job
 from jobs.cli import run
@@ -286,7 +287,8 @@ def test_a_run_killed_in_the_middle_is_finished_not_redone(ray_session: None, tm
     script = f"""if True:
         import os, signal, ray
         from contextlib import contextmanager
-        from fruitcnn.shards import ShardConfig, write_dataset
+        from fruitcnn.shard_config import ShardConfig
+        from fruitcnn.shards import write_dataset
         @contextmanager
         def kill_after_the_first(title, total, unit, already=0):
             yield lambda done, note="": os.kill(os.getpid(), signal.SIGKILL)
@@ -586,3 +588,10 @@ def test_the_fruits_360_sample_becomes_rows_whole(ray_session: None, tmp_path: P
     assert manifest.num_rejected_by_cause == {}
     listed = {record.path for record in open_source(str(fruits_zip)).records}
     assert set(all_rows(tmp_path / "out", manifest)) == listed
+
+
+def test_the_largest_picture_is_the_same_for_every_job() -> None:
+    from fruitcnn.classify import ClassifyConfig
+
+    limits = {config.model_fields["max_pixels"].default for config in (ShardConfig, ClassifyConfig)}
+    assert limits == {images.DEFAULT_MAX_PIXELS}

@@ -15,7 +15,8 @@ import pytest
 from fruitcnn import checkpoints, runs, storage
 from fruitcnn.errors import UsageError
 from fruitcnn.recipe import TrainConfig
-from fruitcnn.shards import ShardConfig, write_dataset
+from fruitcnn.shard_config import ShardConfig
+from fruitcnn.shards import write_dataset
 from jobs.cli import progress
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

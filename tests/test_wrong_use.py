@@ -26,7 +26,8 @@ from fruitcnn import checkpoints, synthetic
 from fruitcnn.classify import ClassifyConfig, prepare
 from fruitcnn.freezing import FreezeConfig
 from fruitcnn.recipe import TrainConfig
-from fruitcnn.shards import ShardConfig, write_dataset
+from fruitcnn.shard_config import ShardConfig
+from fruitcnn.shards import write_dataset
 from jobs.cli import progress, run
 from jobs.pipeline import PipelineConfig
 
