@@ -46,7 +46,7 @@ def run(
 
 def _exit_code(main: Callable[[ConfigT], None], config: ConfigT, command: str) -> int:
     try:
-        main(config)
+        main(_with_models(config))
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from what is done", file=sys.stderr)
@@ -63,6 +63,16 @@ def _exit_code(main: Callable[[ConfigT], None], config: ConfigT, command: str) -
         _show(root_cause(error), command)
         return 1
     return 0
+
+
+def _with_models(config: ConfigT) -> ConfigT:
+    """Every registry:NAME@champion becomes the URI it means now, once, before anything starts: it may change later."""
+    asked = {name: value for name, value in config if isinstance(value, str) and value.startswith("registry:")}
+    if not asked:
+        return config
+    from fruitcnn import registry
+
+    return config.model_copy(update={name: registry.resolve(value) for name, value in asked.items()})
 
 
 def _command(main: Callable[..., None]) -> str:
