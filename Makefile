@@ -28,8 +28,8 @@ setup: $(STAMP) ## build .venv (EXTRA=cpu, or EXTRA=gpu); nothing to do when it 
 demo: setup ## run the whole flow offline (SOURCE=..., WORK=...) and say where the report lies
 	$(PYTHON) -m jobs.pipeline --source '$(SOURCE)' --work '$(WORK)' --num-workers 2
 
-test: setup ## run the tests
-	$(PYTHON) -m pytest
+test: setup ## run the tests, two processes at a time
+	$(PYTHON) -m pytest -n 2 --dist loadgroup
 
 lint: setup ## ruff and mypy
 	$(PYTHON) -m ruff check .
