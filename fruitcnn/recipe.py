@@ -116,6 +116,9 @@ class TrainConfig(Augmentation):
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept beside the best one")
     max_failures: int = Field(3, ge=0, description="restarts of the worker group after a lost worker or node")
     cache_dir: str = Field("", description="folder for decoded pixels on each node; empty takes the user's cache")
+    initial_model: str = Field(
+        "", description="frozen model whose weights the run starts with; classes it does not know start fresh"
+    )
 
     @model_validator(mode="before")
     @classmethod

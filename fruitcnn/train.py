@@ -25,7 +25,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from fruitcnn import runs, storage
+from fruitcnn import runs, storage, warm
 from fruitcnn.errors import UsageError
 from fruitcnn.manifest import Manifest, load_manifest
 from fruitcnn.parquet import read_rows
@@ -63,6 +63,8 @@ def _claim(config: TrainConfig) -> tuple[TrainConfig, Facts]:
         dataset = storage.normalise(config.dataset)
         manifest = load_manifest(dataset)
         facts = describe(config.model_copy(update={"dataset": dataset}), manifest)
+    if config.initial_model:
+        warm.require_fitting(config, facts.classes)
     with storage.argument("--run"):
         config = config.model_copy(update={"dataset": dataset, "run": storage.normalise(config.run)})
         runs.claim(config, facts)
@@ -248,6 +250,8 @@ def _worker(job: dict[str, Any]) -> None:
 
         strategy = _strategy(world_size, job["cpus"])
         replica = Replica(config, len(facts.classes), facts.num_steps, strategy)
+        if config.initial_model:
+            warm.start_from(config.initial_model, replica.model, facts.classes)
         pixels = splits["train"].result()
         mask = validation_mask(list(pixels.groups), list(pixels.paths), config.validation_fraction, config.seed)
         test = Rows(splits["test"].result().pixels, splits["test"].result().labels) if "test" in splits else None
