@@ -1,19 +1,18 @@
-"""Classifies every input under a URI exactly once: plan -> Ray Data over parts -> manifest. Before report.
+"""Classifies every input under a URI exactly once: plan -> parts (execute.py) -> manifest. Before report.
 
     <predictions>/plan.json, plan/       the listing cut into parts: plan.py
     <predictions>/parts/                 one file per part: infer.py writes, parts.py counts
     <predictions>/attempts/, manifest.json  starts of the job, and the books, written last: predictions.py
 
-What is small goes through Ray: a part's number one way, its books the other. The same command continues a run that was
-stopped, whatever stopped it, and does nothing when the run is finished.
+The same command continues a run that was stopped, whatever stopped it, and does nothing when the run is finished.
 """
 
 import datetime
 import importlib.metadata
 import re
+import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -24,24 +23,14 @@ from fruitcnn.books import ClassifyError, PartBooks, RunManifest, StoredPart, Ti
 from fruitcnn.errors import UsageError
 
 if TYPE_CHECKING:
+    from fruitcnn.execute import Session
     from fruitcnn.infer import Outcome
     from fruitcnn.plan import Plan
 
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 """progress(title, total, unit, already) -> context manager yielding update(done, note=""): jobs.cli.progress is one."""
 
-Session = Callable[[], AbstractContextManager[None]]
-"""Opens a Ray session: jobs.cli.ray_session is one."""
-
-CPUS_PER_ACTOR = 4
-"""Beyond that the interpreter lock keeps one process from gaining by threads, so larger nodes get more actors."""
-
-ACTOR_DEATHS = 5
-"""How often a part may take its actor down (out of memory, a decoder's crash) before the job fails."""
-
 _ATTEMPT_CHECK_SECONDS = 5.0
-_GPU_RUNTIMES = ("tensorflow", "keras")
-_MAX_BLOCKS = 4096  # what the driver keeps track of, however many parts there are
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%|(\d+)")
 
 
@@ -75,7 +64,10 @@ class ClassifyConfig(BaseModel):
         default=256_000_000, ge=1, description="A part is closed once its inputs hold this many bytes."
     )
     num_actors: int | None = Field(
-        default=None, ge=1, description="Processes that classify; by default one per 4 CPUs of the cluster."
+        default=None,
+        ge=1,
+        description="Ray actors that classify; by default one per 4 CPUs of the cluster, and none where this process "
+        "is done before Ray would be up.",
     )
     dry_run: bool = Field(default=False, description="Only plan, show the plan, and write nothing.")
 
@@ -107,7 +99,7 @@ class Run(NamedTuple):
     runtime: str
 
 
-def classify(config: ClassifyConfig, progress: Progress, session: Session = nullcontext) -> RunManifest:
+def classify(config: ClassifyConfig, progress: Progress, session: "Session" = nullcontext) -> RunManifest:
     """Start, continue or, if it is finished, look up the run at config.predictions.
 
     session opens Ray, once it is known that there is work; by default the session at hand is used.
@@ -173,16 +165,15 @@ def dry_run(config: ClassifyConfig) -> dict[str, Any]:
     }
 
 
-def _finish(run: Run, started_seconds: float, progress: Progress, session: Session) -> RunManifest:
+def _finish(run: Run, started_seconds: float, progress: Progress, session: "Session") -> RunManifest:
     """Classify what is missing, check the books, and write the manifest."""
     from fruitcnn import predictions
 
     attempt = predictions.claim_attempt(run.predictions)
     pending = predictions.pending_parts(run.predictions, run.plan)
-    with session() if pending else nullcontext():
-        run_seconds = time.monotonic()
-        parts = _all_parts(run, pending, attempt, progress)
-        classify_seconds = time.monotonic() - run_seconds
+    run_seconds = time.monotonic()
+    parts = _all_parts(run, pending, attempt, progress, session)
+    classify_seconds = time.monotonic() - run_seconds
     books = add_up(run.plan.num_inputs, parts)
     sizes = run.plan.part_inputs()
     if problem := imbalance(books, sizes, parts):
@@ -212,77 +203,44 @@ def _finish(run: Run, started_seconds: float, progress: Progress, session: Sessi
     return predictions.publish(run.predictions, manifest)
 
 
-def _all_parts(run: Run, pending: Sequence[int], attempt: int, progress: Progress) -> list[PartBooks]:
+def _all_parts(
+    run: Run, pending: Sequence[int], attempt: int, progress: Progress, session: "Session"
+) -> list[PartBooks]:
     """The books of all parts: those found finished, and the pending ones, classified now."""
     from fruitcnn import predictions
+    from fruitcnn.execute import execute
 
     done = sorted(set(range(run.plan.num_parts)).difference(pending))
-    parts = predictions.read_finished(run.predictions, run.plan, done)
-    num_done = sum(part.num_rows for part in parts)
-    num_rejected = sum(part.num_rejected for part in parts)
-    checked_seconds = time.monotonic()
-    with progress("classify", run.plan.num_inputs, "images", num_done) as update:
-        for outcome in _execute(run, pending) if pending else ():
-            if outcome.books is None:
-                raise ClassifyError(f"{outcome.error}\nwhat is written stays: the same command continues")
-            parts.append(outcome.books)
-            num_done += outcome.books.num_rows
-            num_rejected += outcome.books.num_rejected
-            update(num_done, f"{num_rejected:,} rejected" if num_rejected else "")
-            if time.monotonic() - checked_seconds > _ATTEMPT_CHECK_SECONDS:
-                predictions.require_newest(run.predictions, attempt)
-                checked_seconds = time.monotonic()
+    tally = _Tally(predictions.read_finished(run.predictions, run.plan, done), run.predictions, attempt)
+    with progress("classify", run.plan.num_inputs, "images", tally.num_done) as update:
+        if pending:
+            execute(run, pending, lambda outcome: tally.take(outcome, update), session)
     predictions.require_newest(run.predictions, attempt)
-    return sorted(parts, key=lambda part: part.part)
+    return sorted(tally.parts, key=lambda part: part.part)
 
 
-def share_out(node_cpus: Sequence[int], num_actors: int | None, num_parts: int) -> tuple[int, int]:
-    """(actors, CPUs for each) such that all of them find room on the nodes at once.
+class _Tally:
+    """The parts that are done, as they come in, from any thread."""
 
-    num_actors None: one for every CPUS_PER_ACTOR CPUs of a node, at least one a node. Never more than parts or CPUs.
-    """
-    wanted = num_actors or sum(max(1, cpus // CPUS_PER_ACTOR) for cpus in node_cpus if cpus)
-    num = max(1, min(wanted, num_parts, sum(node_cpus)))
-    fitting = (
-        each for each in range(max(node_cpus, default=1), 1, -1) if sum(cpus // each for cpus in node_cpus) >= num
-    )
-    return num, next(fitting, 1)
+    def __init__(self, parts: list[PartBooks], predictions: str, attempt: int) -> None:
+        self.parts = parts
+        self.num_done = sum(part.num_rows for part in parts)
+        self._num_rejected = sum(part.num_rejected for part in parts)
+        self._predictions, self._attempt = predictions, attempt
+        self._checked_seconds = time.monotonic()
+        self._lock = threading.Lock()
 
+    def take(self, outcome: "Outcome", update: Callable[..., None]) -> None:
+        """Add a part and show it; ClassifyError if it failed for good, or if a newer attempt took over."""
+        from fruitcnn import predictions
 
-def _execute(run: Run, pending: Sequence[int]) -> Iterator["Outcome"]:
-    """Ray Data over the pending parts: their numbers go in, an Outcome comes back as each is done."""
-    import ray
-
-    from fruitcnn.fetch import find_witness
-    from fruitcnn.infer import CALLS_PER_ACTOR, Actor, Options, Outcome
-    from fruitcnn.plan import PlanReader
-
-    witness = find_witness(PlanReader(run.predictions, run.plan).read(pending[0]))
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    node_cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    num_actors, cpus_per_actor = share_out(node_cpus, run.config.num_actors, len(pending))
-    num_gpus = 0
-    if run.runtime in _GPU_RUNTIMES and (num_gpus := int(ray.cluster_resources().get("GPU", 0))):
-        num_actors = min(num_actors, num_gpus) if run.config.num_actors else min(num_gpus, len(pending))
-    shared = {"batch_size", "top_k", "probabilities", "min_confidence", "max_pixels"}
-    options = Options(**run.config.model_dump(include=shared), num_threads=cpus_per_actor, witness=witness)
-    numbers = [{"part": part} for part in pending]
-    # Ray 2.60 announces that max_task_retries goes, and names nothing in its place; without it, a picture that takes
-    # its process down would be tried for ever.
-    warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=DeprecationWarning)
-    outcomes = ray.data.from_items(numbers, override_num_blocks=min(len(pending), _MAX_BLOCKS)).map_batches(
-        Actor,
-        batch_size=1,
-        fn_constructor_args=(run.predictions, run.config.model, run.runtime, options),
-        compute=ray.data.ActorPoolStrategy(
-            size=num_actors,
-            max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
-            max_tasks_in_flight_per_actor=2 * CALLS_PER_ACTOR,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=cpus_per_actor,
-        num_gpus=1 if num_gpus else None,
-        ray_remote_args_fn=lambda: {"max_task_retries": ACTOR_DEATHS},
-    )
-    for row in outcomes.iter_rows():
-        yield Outcome.model_validate_json(row["outcome"])
+        if outcome.books is None:
+            raise ClassifyError(f"{outcome.error}\nwhat is written stays: the same command continues")
+        with self._lock:
+            self.parts.append(outcome.books)
+            self.num_done += outcome.books.num_rows
+            self._num_rejected += outcome.books.num_rejected
+            update(self.num_done, f"{self._num_rejected:,} rejected" if self._num_rejected else "")
+            if time.monotonic() - self._checked_seconds > _ATTEMPT_CHECK_SECONDS:
+                predictions.require_newest(self._predictions, self._attempt)
+                self._checked_seconds = time.monotonic()

@@ -17,8 +17,9 @@ from tiny_bundle import write_bundle
 
 from fruitcnn import books, images, infer, parquet, predictions, storage
 from fruitcnn.books import ClassifyError
-from fruitcnn.classify import ClassifyConfig, classify, dry_run, prepare, share_out
+from fruitcnn.classify import ClassifyConfig, classify, dry_run, prepare
 from fruitcnn.errors import UsageError
+from fruitcnn.execute import share_out
 from fruitcnn.manifest import Manifest, Split, StoredFile
 
 NUM_PICTURES = 40
@@ -324,7 +325,7 @@ def test_a_job_killed_in_the_middle_and_started_again_ends_as_if_undisturbed(
     folder.mkdir()
     for number in range(600):
         (folder / f"{number:04d}.jpg").write_bytes(jpeg_bytes(number % 50, 400, 300))
-    job = with_(config, images=str(folder), part_images=4)
+    job = with_(config, images=str(folder), part_images=4, num_actors=1)
     undisturbed = with_(job, predictions=str(tmp_path / "undisturbed"))
     classify(undisturbed, no_progress)
 

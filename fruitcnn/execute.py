@@ -1,0 +1,115 @@
+"""Parts of a plan -> files: this process begins, Ray Data's actors go on. Between classify and infer.
+
+What is small goes through Ray: a part's number one way, its books the other. A job that ends before Ray would be up
+never starts it; where a Ray session or RAY_ADDRESS is at hand, or a number of actors was asked for, Ray does it all.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from fruitcnn.fetch import find_witness
+from fruitcnn.head_start import HeadStart
+from fruitcnn.infer import CALLS_PER_ACTOR, Actor, Options, Outcome
+from fruitcnn.plan import PlanReader
+
+if TYPE_CHECKING:
+    from fruitcnn.classify import Run
+
+Session = Callable[[], AbstractContextManager[None]]
+"""Opens a Ray session: jobs.cli.ray_session is one."""
+
+CPUS_PER_ACTOR = 4
+"""Beyond that the interpreter lock keeps one process from gaining by threads, so larger nodes get more actors."""
+
+ACTOR_DEATHS = 5
+"""How often a part may take its actor down (out of memory, a decoder's crash) before the job fails."""
+
+_GPU_RUNTIMES = ("tensorflow", "keras")
+_MAX_BLOCKS = 4096  # what the driver keeps track of, however many parts there are
+
+
+def execute(run: "Run", pending: Sequence[int], take: Callable[[Outcome], None], session: Session) -> None:
+    """Classify the pending parts; take(outcome) gets each as it is done, from any thread.
+
+    What take raises ends the work: parts under way are finished, and stay.
+    """
+    options = _options(run, pending[0])
+    if not _works_here(run):
+        with session():
+            for outcome in _on_ray(run, pending, options):
+                take(outcome)
+        return
+    here = Actor(run.predictions, run.config.model, run.runtime, options)
+    with HeadStart(pending, lambda part: take(here.run(part))) as start:
+        if start.ray_pays():
+            with session():
+                given = start.hand_over()
+                for outcome in _on_ray(run, given, options) if given else ():
+                    take(outcome)
+
+
+def share_out(node_cpus: Sequence[int], num_actors: int | None, num_parts: int) -> tuple[int, int]:
+    """(actors, CPUs for each) such that all of them find room on the nodes at once.
+
+    num_actors None: one for every CPUS_PER_ACTOR CPUs of a node, at least one a node. Never more than parts or CPUs.
+    """
+    wanted = num_actors or sum(max(1, cpus // CPUS_PER_ACTOR) for cpus in node_cpus if cpus)
+    num = max(1, min(wanted, num_parts, sum(node_cpus)))
+    fitting = (
+        each for each in range(max(node_cpus, default=1), 1, -1) if sum(cpus // each for cpus in node_cpus) >= num
+    )
+    return num, next(fitting, 1)
+
+
+def _works_here(run: "Run") -> bool:
+    """Whether this process may take parts: Ray is not up yet, the model runs on CPUs, nobody asked for actors."""
+    is_ray_up = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    is_elsewhere = bool(os.environ.get("RAY_ADDRESS"))
+    return not (is_ray_up or is_elsewhere or run.config.num_actors or run.runtime in _GPU_RUNTIMES)
+
+
+def _options(run: "Run", first_part: int) -> Options:
+    shared = {"batch_size", "top_k", "probabilities", "min_confidence", "max_pixels"}
+    return Options(
+        **run.config.model_dump(include=shared),
+        num_threads=min(CPUS_PER_ACTOR, len(os.sched_getaffinity(0))),
+        witness=find_witness(PlanReader(run.predictions, run.plan).read(first_part)),
+    )
+
+
+def _on_ray(run: "Run", parts: Sequence[int], options: Options) -> Iterator[Outcome]:
+    """Ray Data over the parts: their numbers go in, an Outcome comes back as each is done."""
+    import ray
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    node_cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    num_actors, cpus_per_actor = share_out(node_cpus, run.config.num_actors, len(parts))
+    num_gpus = 0
+    if run.runtime in _GPU_RUNTIMES and (num_gpus := int(ray.cluster_resources().get("GPU", 0))):
+        num_actors = min(num_actors, num_gpus) if run.config.num_actors else min(num_gpus, len(parts))
+    numbers = [{"part": part} for part in parts]
+    # Ray 2.60 announces that max_task_retries goes, and names nothing in its place; without it, a picture that takes
+    # its process down would be tried for ever.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=DeprecationWarning)
+    options = options.model_copy(update={"num_threads": cpus_per_actor})
+    outcomes = ray.data.from_items(numbers, override_num_blocks=min(len(parts), _MAX_BLOCKS)).map_batches(
+        Actor,
+        batch_size=1,
+        fn_constructor_args=(run.predictions, run.config.model, run.runtime, options),
+        compute=ray.data.ActorPoolStrategy(
+            size=num_actors,
+            max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
+            max_tasks_in_flight_per_actor=2 * CALLS_PER_ACTOR,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=cpus_per_actor,
+        num_gpus=1 if num_gpus else None,
+        ray_remote_args_fn=lambda: {"max_task_retries": ACTOR_DEATHS},
+    )
+    for row in outcomes.iter_rows():
+        yield Outcome.model_validate_json(row["outcome"])
