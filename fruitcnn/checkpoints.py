@@ -12,7 +12,7 @@ import hashlib
 import io
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,10 +101,15 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def submit(self, state: State, score: float | None, facts: dict[str, Any]) -> None:
-        """Write `state` beside the caller; waits only for the write before it, and raises what that one met."""
+    def submit(
+        self, state: State, score: float | None, facts: dict[str, Any], first: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write `state` beside the caller, after calling `first` there; waits only for the write before it.
+
+        Raises what that one met.
+        """
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(state, score, facts), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(state, score, facts, first), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -116,8 +121,9 @@ class Writer:
             error, self._error = self._error, None
             raise error
 
-    def _write(self, state: State, score: float | None, facts: dict[str, Any]) -> None:
+    def _write(self, state: State, score: float | None, facts: dict[str, Any], first: Callable[[], None]) -> None:
         try:
+            first()
             name = save(self.run, state, facts)
             if score is not None and score >= self.best_score:
                 self.best, self.best_score = name, score

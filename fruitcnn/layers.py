@@ -49,6 +49,13 @@ def _murmur(mixed: tf.Tensor) -> tf.Tensor:
     return tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, tf.constant(16, tf.uint32)))
 
 
+def local_average(name: str, start: np.ndarray) -> keras.Variable:
+    """Return a variable that each worker updates by itself: "on_read" keeps its assignments free of all-reduces."""
+    return keras.Variable(
+        start, trainable=False, autocast=False, aggregation="mean", synchronization="on_read", name=name
+    )
+
+
 @keras.saving.register_keras_serializable("fruitcnn")
 class RowDropout(keras.layers.Layer):
     """Dropout whose mask belongs to the row: the same for any number of workers. Twin of keras.layers.Dropout."""
@@ -91,15 +98,8 @@ class GhostNormalization(keras.layers.Layer):
         shape: Any = (input_shape[-1],)
         self.gamma = self.add_weight(name="gamma", shape=shape, initializer="ones", autocast=False)
         self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros", autocast=False)
-        self.moving_mean = self._local_average("moving_mean", np.zeros(shape, np.float32))
-        self.moving_variance = self._local_average("moving_variance", np.ones(shape, np.float32))
-
-    @staticmethod
-    def _local_average(name: str, start: np.ndarray) -> keras.Variable:
-        """Return a variable that each worker updates by itself: "on_read" keeps its assignments free of all-reduces."""
-        return keras.Variable(
-            start, trainable=False, autocast=False, aggregation="mean", synchronization="on_read", name=name
-        )
+        self.moving_mean = local_average("moving_mean", np.zeros(shape, np.float32))
+        self.moving_variance = local_average("moving_variance", np.ones(shape, np.float32))
 
     def call(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Map (N, H, W, C) to the same shape; in training N must be whole ghosts."""

@@ -34,6 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "weight_decay": 0.0,
         "schedule": "constant",
+        "warmup_share": 0.0,
         "shear_degrees": 0.3,
         "zoom": 0.3,
         "zoom_axes": True,
@@ -104,9 +105,32 @@ class TrainConfig(Augmentation):
     optimizer: Literal["adamw", "sgd", "rmsprop"] = Field("adamw", description="update rule")
     learning_rate: float = Field(4e-3, gt=0, description="largest learning rate")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay (adamw), per step times learning rate")
-    schedule: Literal["constant", "cosine"] = Field("cosine", description="learning rate after the warm-up")
+    schedule: Literal["constant", "cosine", "plateau"] = Field(
+        "cosine",
+        description="learning rate after the warm-up; plateau lowers it where the validation loss stands still",
+    )
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the rate rises from zero")
+    plateau_patience: int = Field(
+        2, ge=1, description="validations without a lower loss after which schedule plateau lowers the rate"
+    )
+    plateau_factor: float = Field(0.3, gt=0, lt=1, description="what schedule plateau multiplies the rate with")
+    early_stopping: int = Field(
+        0, ge=0, description="validations without a lower loss after which training ends; 0 never ends it early"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="weight of a row's loss; balanced: rare classes count as much as frequent ones"
+    )
+    clip_norm: float = Field(
+        0.0, ge=0, description="largest norm of all gradients together, summed over the workers; 0 does not clip"
+    )
+    weight_averaging: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay per step of the moving average of the weights, which is then what is validated and frozen; "
+        "0 takes the last weights",
+    )
     validation_fraction: float = Field(
         0.05, gt=0, lt=1, description="share of the training rows kept for choosing the best checkpoint"
     )

@@ -1,12 +1,15 @@
 """One worker's model, optimizer and compiled step, the same code for one worker and many; between models and train.
 
-The loss of a step is the sum over the worker's rows divided by the GLOBAL batch, and apply_gradients sums over the
-workers, so that the update is that of one process on the union batch.
+The loss of a step is the sum over the worker's rows divided by the GLOBAL batch, and the gradients are summed over the
+workers before anything else is done with them (clipping, the check for overflow), so that the update is that of one
+process on the union batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import keras
@@ -15,9 +18,10 @@ import tensorflow as tf
 
 from fruitcnn.augment import augment
 from fruitcnn.checkpoints import State
-from fruitcnn.layers import drawing_from
+from fruitcnn.layers import drawing_from, local_average
 from fruitcnn.models import build_model
 from fruitcnn.recipe import TrainConfig
+from fruitcnn.schedule import warmup_steps
 
 _EVALUATION_ROWS = 256
 
@@ -33,37 +37,54 @@ class Score(NamedTuple):
 class Replica:
     """The part of the training that one worker holds."""
 
-    def __init__(self, config: TrainConfig, num_classes: int, num_steps: int, strategy: tf.distribute.Strategy) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        num_classes: int,
+        num_steps: int,
+        strategy: tf.distribute.Strategy,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
         """Build model and optimizer inside `strategy`; `num_steps` shapes the learning-rate schedule."""
         self.config, self.num_classes, self.strategy = config, num_classes, strategy
+        self._class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
         if config.use_gpu:
             keras.mixed_precision.set_global_policy("mixed_float16")
         with strategy.scope():
             size = (config.input_px, config.input_px)
             ghosts = config.ghost_rows
             self.model = build_model(config.architecture, size, num_classes, seed=config.seed, ghost_rows=ghosts)
-            self.optimizer = make_optimizer(config, num_steps)
+            self.rate = Rate(config, num_steps)
+            self.optimizer = make_optimizer(config, self.rate)
             self.optimizer.build(self.model.trainable_variables)
-        self._averages = [v for v in self.model.non_trainable_variables if v.synchronization == "on_read"]
+            self._averaged = self._start_averages() if config.weight_averaging else []
+        averages = [v for v in self.model.variables if v.synchronization == "on_read"]
+        of_weights = zip(self.model.variables, self._averaged, strict=bool(self._averaged))
+        # What differs between the workers until it is averaged over them.
+        self._local = averages + [mean for source, mean in of_weights if source.synchronization == "on_read"]
         self._step = tf.function(self._distributed(self._train_rows), reduce_retracing=True)
         self._score = tf.function(self._distributed(self._score_rows), reduce_retracing=True)
         self._sum = tf.function(self._distributed(self._sum_over_workers), reduce_retracing=True)
-        self._weights = tf.function(self._distributed(self._local_weights))
+        self._values = tf.function(self._distributed(self._local_values))
 
-    def step(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
-        """Take one step on this worker's rows; return its loss sum and its number of right answers (scalars).
+    def step(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> tuple[Any, Any, Any]:
+        """Take one step on this worker's rows; return its loss sum, its number of right answers and the seconds that
+        summing the gradients took, waiting for the other workers included (scalars).
 
         `images` uint8 (n, H, W, 3), `labels` int64 (n,), `keys` int32 (n,) of sampling.row_keys.
         """
         return self._step(tf.constant(images), tf.constant(labels), tf.constant(keys))
 
     def evaluate(self, images: np.ndarray, labels: np.ndarray) -> Score:
-        """Score this worker's rows of a split and add the other workers'; all workers must call it together."""
+        """Score this worker's rows of a split and add the other workers'; all workers must call it together.
+
+        With weight averaging it is the averaged weights that are scored.
+        """
         sums = np.zeros(3)
-        for start in range(0, len(labels), _EVALUATION_ROWS):
-            sums += self._padded_score(
-                images[start : start + _EVALUATION_ROWS], labels[start : start + _EVALUATION_ROWS]
-            )
+        with self._with_averaged_weights():
+            for start in range(0, len(labels), _EVALUATION_ROWS):
+                piece = slice(start, start + _EVALUATION_ROWS)
+                sums += self._padded_score(images[piece], labels[piece])
         loss, num_right, num_rows = self.sum_over_workers(sums)
         return Score(loss / max(1, num_rows), num_right / max(1, num_rows), int(num_rows))
 
@@ -73,40 +94,97 @@ class Replica:
 
     def average_statistics(self) -> None:
         """Set the moving averages to their mean over the workers; all must call it together."""
-        if not self._averages or self.strategy.num_replicas_in_sync == 1:
+        if not self._local or self.strategy.num_replicas_in_sync == 1:
             return
-        local = self._local_averages()
+        values = self._own_values()
+        local = [values[id(variable)] for variable in self._local]
         flat = self.sum_over_workers(np.concatenate(local)) / self.strategy.num_replicas_in_sync
         pieces = np.split(flat.astype(np.float32), np.cumsum([len(value) for value in local])[:-1])
-        for variable, piece in zip(self._averages, pieces, strict=True):
+        for variable, piece in zip(self._local, pieces, strict=True):
             variable.assign(piece)
 
     def state(self, step: int) -> State:
-        """Return weights, optimizer and step; call average_statistics first."""
-        weights = [np.asarray(value) for value in self._weights()]
-        return State(step, weights, [np.asarray(variable.value) for variable in self.optimizer.variables])
+        """Return weights, optimizer and step; call average_statistics first.
+
+        With weight averaging `weights` are the averaged ones; those that training goes on from follow the optimizer's.
+        """
+        values = self._own_values()
+        model = [values[id(variable)] for variable in self.model.variables]
+        optimizer = [np.asarray(variable.value) for variable in self.optimizer.variables]
+        if not self._averaged:
+            return State(step, model, optimizer)
+        return State(step, [values[id(variable)] for variable in self._averaged], optimizer + model)
 
     def restore(self, state: State) -> None:
         """Go on from `state`. Raises ValueError if it belongs to another model."""
-        for variables, values in ((self.model.variables, state.weights), (self.optimizer.variables, state.optimizer)):
+        trained = [*self.optimizer.variables, *(self.model.variables if self._averaged else [])]
+        for variables, values in ((self._averaged or self.model.variables, state.weights), (trained, state.optimizer)):
             if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
                 raise ValueError(f"checkpoint of step {state.step}: its arrays do not fit {self.config.architecture}")
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
 
+    def _start_averages(self) -> list[keras.Variable]:
+        return [local_average(f"average_{n}", np.asarray(v.value)) for n, v in enumerate(self.model.variables)]
+
+    @contextmanager
+    def _with_averaged_weights(self) -> Iterator[None]:
+        if not self._averaged:
+            yield
+            return
+        values = self._own_values()
+        for variable, average in zip(self.model.variables, self._averaged, strict=True):
+            variable.assign(values[id(average)])
+        try:
+            yield
+        finally:
+            for variable in self.model.variables:
+                variable.assign(values[id(variable)])
+
+    def _own_values(self) -> dict[int, np.ndarray]:
+        """Return what this worker holds, by the id of the variable."""
+        variables = [*self.model.variables, *self._averaged]
+        return {id(v): np.asarray(value) for v, value in zip(variables, self._values(), strict=True)}
+
     def _distributed(self, function: Any) -> Any:
         return lambda *arguments: self.strategy.run(function, args=arguments)
 
-    def _train_rows(self, images: tf.Tensor, labels: tf.Tensor, keys: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _train_rows(
+        self, images: tf.Tensor, labels: tf.Tensor, keys: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
             with drawing_from(keys):
                 probabilities = self.model(augment(images, keys, self.config.augmentation), training=True)
-            loss = tf.reduce_sum(self._losses(labels, probabilities, self.config.label_smoothing))
-            share = loss / self.config.global_batch_size
-            scaled = self.optimizer.scale_loss(share)
-        gradients = tape.gradient(scaled, self.model.trainable_variables)
-        self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
-        return loss, _num_right(labels, probabilities, tf.ones_like(loss))
+            losses = self._losses(labels, probabilities, self.config.label_smoothing)
+            if self._class_weights is not None:
+                losses *= tf.gather(self._class_weights, labels)
+            loss = tf.reduce_sum(losses)
+            scaled = self.optimizer.scale_loss(loss / self.config.global_batch_size)
+        gradients, seconds = self._sum_gradients(tape.gradient(scaled, variables))
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        if self._averaged:
+            self._follow_weights()
+        return loss, _num_right(labels, probabilities, tf.ones_like(loss)), seconds
+
+    def _sum_gradients(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Return the gradients summed over the workers, and the seconds that took, float64."""
+        if self.strategy.num_replicas_in_sync == 1:
+            return gradients, tf.zeros([], tf.float64)
+        with tf.control_dependencies(gradients):
+            began = tf.timestamp()
+        with tf.control_dependencies([began]):
+            own = [tf.identity(gradient) for gradient in gradients]
+        summed = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
+        with tf.control_dependencies(summed):
+            return summed, tf.timestamp() - began
+
+    def _follow_weights(self) -> None:
+        # Early on the average is over the few steps there are, not over the random start.
+        step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), tf.float32)
+        decay = tf.minimum(self.config.weight_averaging, (1 + step) / (10 + step))
+        for variable, average in zip(self.model.variables, self._averaged, strict=True):
+            average.assign(average + (1 - decay) * (tf.convert_to_tensor(variable) - average))
 
     def _score_rows(self, images: tf.Tensor, labels: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
         probabilities = self.model(images, training=False)
@@ -132,13 +210,9 @@ class Replica:
         placed = tf.identity(values)
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, placed)
 
-    def _local_weights(self) -> list[tf.Tensor]:
+    def _local_values(self) -> list[tf.Tensor]:
         # Inside a replica an "on_read" variable gives this worker's own value; outside it would start an all-reduce.
-        return [tf.identity(variable.value) for variable in self.model.variables]
-
-    def _local_averages(self) -> list[np.ndarray]:
-        values = dict(zip((id(v) for v in self.model.variables), self._weights(), strict=True))
-        return [np.asarray(values[id(variable)]) for variable in self._averages]
+        return [tf.identity(variable.value) for variable in (*self.model.variables, *self._averaged)]
 
 
 def _num_right(labels: tf.Tensor, probabilities: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -146,18 +220,35 @@ def _num_right(labels: tf.Tensor, probabilities: tf.Tensor, weights: tf.Tensor) 
     return tf.reduce_sum(tf.cast(right, tf.float32) * weights)
 
 
-def make_optimizer(config: TrainConfig, num_steps: int) -> Any:
-    """Return the Keras optimizer of a run of `num_steps` steps, its schedule a function of the step alone."""
-    rate: Any = config.learning_rate
-    if config.schedule == "cosine":
-        warmup = round(num_steps * config.warmup_share)
-        decay = max(1, num_steps - warmup)
-        start = 0.0 if warmup else rate
-        rate = keras.optimizers.schedules.CosineDecay(start, decay, warmup_target=rate, warmup_steps=warmup)
+class Rate(keras.optimizers.schedules.LearningRateSchedule):
+    """The learning rate of a step: it rises from zero, then stays or falls; `scale` is what a plateau cuts it to."""
+
+    def __init__(self, config: TrainConfig, num_steps: int) -> None:
+        """Call it inside the strategy: `scale` is a variable."""
+        self.peak, self.is_cosine = config.learning_rate, config.schedule == "cosine"
+        self.num_warmup = warmup_steps(config, num_steps)
+        self.num_falling = max(1, num_steps - self.num_warmup)
+        self.scale = tf.Variable(1.0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """Return the rate of `step`, float32 scalar."""
+        step = tf.cast(step, tf.float32)
+        rate = self.peak * self.scale
+        if self.is_cosine:
+            done = tf.clip_by_value((step - self.num_warmup) / self.num_falling, 0.0, 1.0)
+            rate *= 0.5 * (1 + tf.cos(math.pi * done))
+        return rate * tf.minimum(1.0, step / self.num_warmup) if self.num_warmup else rate
+
+
+def make_optimizer(config: TrainConfig, rate: Any) -> Any:
+    """Return the Keras optimizer of a run; it takes gradients that are summed over the workers already."""
+    clipped = {"global_clipnorm": config.clip_norm or None}
     makers = {
-        "adamw": lambda: keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, epsilon=1e-5),
-        "sgd": lambda: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
-        "rmsprop": lambda: keras.optimizers.RMSprop(rate),
+        "adamw": lambda: keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, epsilon=1e-5, **clipped),
+        "sgd": lambda: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **clipped),
+        "rmsprop": lambda: keras.optimizers.RMSprop(rate, **clipped),
     }
     optimizer = makers[config.optimizer]()
+    # Keras sums them after clipping, each worker's own by its own norm: too late.
+    optimizer._all_reduce_sum_gradients = list
     return keras.optimizers.LossScaleOptimizer(optimizer) if config.use_gpu else optimizer

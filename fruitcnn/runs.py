@@ -1,7 +1,7 @@
 """The run folder's own files: who owns it, what was measured, how it ended; between recipe and train. Pure.
 
 <run>/config.json     written first: the complete config and what it was applied to
-<run>/metrics.jsonl   one line per record of training and per validation
+<run>/metrics.jsonl   one line per record of training and per validation; tensorboard/ holds the same as event files
 <run>/result.json     written LAST
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import resource
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from fruitcnn import storage
@@ -89,6 +91,12 @@ def read_metrics(run: str, up_to_step: int | None = None) -> list[dict[str, Any]
 def write_metrics(run: str, lines: list[dict[str, Any]]) -> None:
     """Write metrics.jsonl anew: object stores cannot append, and a run has a few hundred lines."""
     storage.write(storage.join(run, "metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def own_memory_bytes() -> int:
+    """Return the memory that this process alone holds, bytes: mapped files, shared with others, are not counted."""
+    resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    return (int(resident) - int(shared)) * resource.getpagesize()
 
 
 def versions() -> dict[str, str]:

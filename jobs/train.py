@@ -22,7 +22,7 @@ def main(config: TrainConfig) -> None:
 
 def describe(result: dict[str, Any]) -> dict[str, Any]:
     """Name -> value of the closing table."""
-    seconds = result["seconds"]
+    seconds, start = result["seconds"], result["start_seconds"]
     rows = {
         "best checkpoint": result["best_checkpoint"],
         "validation accuracy": f"{result['validation']['accuracy']:.2%} of {result['validation']['num_rows']:,} rows",
@@ -32,7 +32,10 @@ def describe(result: dict[str, Any]) -> dict[str, Any]:
     return rows | {
         "workers": result["num_workers"],
         "pictures seen": f"{result['images_seen']:,}, {result['images_per_second']:,.0f}/s",
-        "training": f"{seconds['training']:.1f} s, of which waiting for input {seconds['input_wait']:.1f} s",
+        "start": f"{seconds['start']:.1f} s = " + ", ".join(f"{part} {took:.1f}" for part, took in start.items()),
+        "training": f"{seconds['training']:.1f} s = input wait {seconds['input_wait']:.1f}, compute "
+        f"{seconds['compute']:.1f}, all-reduce {seconds['all_reduce']:.1f}",
+        "beside it": f"evaluation {seconds['evaluation']:.1f} s, checkpoints {seconds['checkpoint']:.1f} s",
     }
 
 

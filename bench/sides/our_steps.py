@@ -20,13 +20,13 @@ def main(folder: str) -> None:
     from fruitcnn.recipe import TrainConfig
     from fruitcnn.replica import Replica
     from fruitcnn.sampling import Order
-    from fruitcnn.train import _strategy
+    from fruitcnn.worker import make_strategy
 
     images, labels = load(folder)
     config = TrainConfig(
         dataset="-", run="-", architecture="small_cnn", flip=False, schedule="constant", global_batch_size=BATCH
     )
-    strategy = _strategy(1, len(os.sched_getaffinity(0)))
+    strategy = make_strategy(1, len(os.sched_getaffinity(0)))
     replica = Replica(config, int(labels.max()) + 1, 1, strategy)
     feed = Feed(Order(len(labels), 0), np.arange(len(labels)), images, labels, BATCH, 0, 1)
     _timed_steps(replica, feed, 0, PROBE_STEPS)

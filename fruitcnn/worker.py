@@ -1,0 +1,105 @@
+"""What one worker of the group does: pixels and TensorFlow side by side, then the loop. Between trainer and loop.
+
+Heavy imports happen inside: Ray has started the process, and decoding needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import ray.train
+
+from fruitcnn import warm
+from fruitcnn.manifest import Manifest, load_manifest
+from fruitcnn.pixels import load_pixels
+from fruitcnn.recipe import TrainConfig
+from fruitcnn.runs import Facts
+from fruitcnn.sampling import Order, validation_mask
+from fruitcnn.schedule import balanced_weights
+
+
+def work(job: dict[str, Any]) -> None:
+    """Train as one worker of the group (runs in its own process)."""
+    clock = _Clock({"ray": job["called_at"], "workers": job["fit_at"]})
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    config, facts, board = TrainConfig(**job["config"]), Facts(**job["facts"]), job["board"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+
+    def say(text: str) -> None:
+        if rank == 0:
+            board.note.remote(text)
+
+    say("starting: TensorFlow loads, pictures are decoded")
+    manifest = load_manifest(config.dataset, facts.dataset_version)
+    with ThreadPoolExecutor(2) as pool:
+        # Decoding needs no TensorFlow, whose import takes seconds: both at once.
+        size = (config.input_px, config.input_px)
+        splits = {name: pool.submit(_load, config, manifest, name, size) for name in manifest.splits}
+        from fruitcnn.feed import Feed
+        from fruitcnn.loop import Loop, Rows
+        from fruitcnn.replica import Replica
+
+        strategy = make_strategy(world_size, job["cpus"])
+        clock.lap("imports")
+        say("starting: pictures are decoded")
+        pixels = splits["train"].result()
+        mask = validation_mask(list(pixels.groups), list(pixels.paths), config.validation_fraction, config.seed)
+        test = Rows(splits["test"].result().pixels, splits["test"].result().labels) if "test" in splits else None
+    clock.lap("pixels")
+    say("starting: the network is built and compiled")
+    num_classes = len(facts.classes)
+    num_by_class = np.bincount(pixels.labels[~mask], minlength=num_classes).tolist()
+    weights = balanced_weights(num_by_class) if config.class_weights == "balanced" else None
+    replica = Replica(config, num_classes, facts.num_steps, strategy, weights)
+    if config.initial_model:
+        warm.start_from(config.initial_model, replica.model, facts.classes)
+    feed = Feed(
+        Order(facts.num_train_rows, config.seed),
+        np.flatnonzero(~mask),
+        pixels.pixels,
+        pixels.labels,
+        config.global_batch_size,
+        rank,
+        world_size,
+    )
+    validation = Rows(pixels.pixels[mask], pixels.labels[mask])
+    loop = Loop(config, facts, feed, replica, validation, lambda done, note: board.post.remote(done, note))
+    clock.lap("model")
+    loop.run()
+    clock.lap("first_step", loop.first_step_at or time.time())
+    loop.finish(test, clock.seconds)
+
+
+class _Clock:
+    """The parts of the time from the call to the first step; the clocks of driver and worker are taken to agree."""
+
+    def __init__(self, began: dict[str, float]) -> None:
+        """`began` names the parts before this process, in order, and when each began (Unix time)."""
+        ends = [*list(began.values())[1:], time.time()]
+        self.seconds = {name: round(end - start, 2) for (name, start), end in zip(began.items(), ends, strict=True)}
+        self.last = ends[-1]
+
+    def lap(self, part: str, now: float = 0.0) -> None:
+        """`part` ends now."""
+        now = now or time.time()
+        self.seconds[part], self.last = round(now - self.last, 2), now
+
+
+def _load(config: TrainConfig, manifest: Manifest, split: str, size: tuple[int, int]) -> Any:
+    return load_pixels(config.dataset, split, size, cache_dir=config.cache_dir or None, manifest=manifest)
+
+
+def make_strategy(world_size: int, num_threads: int) -> Any:
+    """Return the tf.distribute strategy of a group of `world_size` workers, `num_threads` CPU threads each."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    if world_size == 1:
+        return tf.distribute.get_strategy()
+    return tf.distribute.MultiWorkerMirroredStrategy()
