@@ -27,6 +27,7 @@ _COLOURS = {
     "#010105": "var(--second)",
     "#010106": "var(--right)",
     "#010107": "var(--wrong)",
+    **{f"#01020{number}": f"var(--run-{number})" for number in range(1, 7)},
 }
 _VARIABLE = {variable.removeprefix("var(--").removesuffix(")"): colour for colour, variable in _COLOURS.items()}
 _STYLE: dict[str, Any] = {
@@ -66,11 +67,15 @@ _LEFT_OUT = [
 
 
 class Curve(NamedTuple):
-    """One line: x (images seen) and y, equally long. A measured curve has its points marked and its line dashed."""
+    """One line: x (images seen) and y, equally long. A measured curve has its points marked and its line dashed.
+
+    colour: the page's variable for it, run-1 to run-6; without one, training and validation differ by colour.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
     is_measured: bool
+    colour: str = ""
 
 
 def loss_curves(curves: Sequence[Curve]) -> str:
@@ -113,9 +118,10 @@ def _lines(curves: Sequence[Curve], scale: str) -> str:
         figure = Figure((_WIDTH_INCHES, 3.3), layout="constrained")
         axes = figure.subplots()
         for curve in curves:
-            look: dict[str, Any] = {"color": _VARIABLE["first"]}
+            look: dict[str, Any] = {"color": _VARIABLE[curve.colour or "first"]}
             if curve.is_measured:
-                look = {"color": _VARIABLE["second"], "marker": "o", "markersize": 4, "linestyle": (0, (4, 2))}
+                colour = _VARIABLE[curve.colour or "second"]
+                look = {"color": colour, "marker": "o", "markersize": 4, "linestyle": (0, (4, 2))}
             axes.plot(curve.x, curve.y, linewidth=1.6, clip_on=False, **look)
         _scale_y(axes, scale)
         axes.set_xlim(left=0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 ARCHITECTURES = ("small_cnn", "base_cnn", "custom_cnn", "vgg13", "lenet5", "alexnet")
+# As many colours as can be told apart.
+_MOST_COMPARED = 6
 _WITH_GHOSTS = ("small_cnn", "base_cnn")
 
 # Where and how fast a run is carried out; everything else decides what comes out of it.
@@ -181,3 +183,19 @@ class TrainConfig(Augmentation):
         The number of workers is not among them: the result does not depend on it.
         """
         return {name: value for name, value in self.model_dump(mode="json").items() if name not in _EXECUTION}
+
+
+class CompareConfig(BaseModel):
+    """What `jobs.train --compare` is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    compare: tuple[str, ...] = Field(description="runs to compare, two to six: folders or s3:// prefixes")
+    page: str = Field("work/compare.html", description="where the page goes: a path or s3:// URI ending in .html")
+
+    @field_validator("compare")
+    @classmethod
+    def _has_some(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
+        if not 2 <= len(set(runs)) <= _MOST_COMPARED:
+            raise ValueError(f"--compare: got {len(set(runs))} runs, wanted two to {_MOST_COMPARED}: --compare RUN,RUN")
+        return tuple(dict.fromkeys(runs))

@@ -58,7 +58,10 @@ def claim(config: TrainConfig, facts: Facts) -> None:
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    there, here = found.get("identity", {}), wanted["identity"]
+    # A run of an earlier version was told nothing of what came later: what it did then is the default now.
+    defaults = {name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()}
+    here = wanted["identity"]
+    there = {name: defaults.get(name) for name in here} | found.get("identity", {})
     names = sorted(there.keys() | here.keys())
     lines = [
         f"{name}: there {there.get(name)}, here {here.get(name)}" for name in names if there.get(name) != here.get(name)

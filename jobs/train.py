@@ -1,14 +1,16 @@
 """A data set -> a trained run: checkpoints, curves and a result, by N data-parallel workers.
 
     python -m jobs.train --dataset work/dataset --run work/run --num-workers 2
+    python -m jobs.train --compare work/run,work/other --page work/compare.html
 
 The same command again goes on from the last checkpoint, with any number of workers, and changes nothing where the run
-is finished.
+is finished. --compare draws the curves of two to six runs over each other. RUN/tensorboard is for TensorBoard.
 """
 
+import sys
 from typing import Any
 
-from fruitcnn.recipe import TrainConfig
+from fruitcnn.recipe import CompareConfig, TrainConfig
 from jobs.cli import progress, ray_session, run, summary
 
 
@@ -18,6 +20,21 @@ def main(config: TrainConfig) -> None:
 
     result = train(config, progress, ray_session)
     summary("training", describe(result), {"run": config.run})
+
+
+def compare_runs(config: CompareConfig) -> None:
+    """Draw the comparison, then say how good each run became."""
+    from fruitcnn.compare import compare
+
+    def text(share: float | None) -> str:
+        return "not measured" if share is None else f"{share:.2%}"
+
+    rows = {
+        row.name: f"{row.images_seen:,} pictures seen, validation {text(row.validation_accuracy)}, "
+        f"test {text(row.test_accuracy)}"
+        for row in compare(config)
+    }
+    summary("comparison", rows, {"page": config.page})
 
 
 def describe(result: dict[str, Any]) -> dict[str, Any]:
@@ -40,4 +57,6 @@ def describe(result: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if any(word.split("=")[0] == "--compare" for word in sys.argv):
+        run(CompareConfig, compare_runs, __doc__)
     run(TrainConfig, main, __doc__)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fruitcnn import runs
+from fruitcnn import runs, storage
 from fruitcnn.errors import UsageError
 from fruitcnn.recipe import ARCHITECTURES, PRESETS, TrainConfig
 from fruitcnn.runs import Facts
@@ -28,6 +28,17 @@ def test_another_config_is_refused_with_the_differing_fields_named(tmp_path: Pat
     runs.claim(config(str(tmp_path / "run")), FACTS)
     with pytest.raises(UsageError, match=r"learning_rate: there 0.004, here 0.1.*seed: there 0, here 5"):
         runs.claim(config(str(tmp_path / "run"), learning_rate=0.1, seed=5), FACTS)
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_the_newer_arguments_are_left_alone(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    runs.claim(config(run), FACTS)
+    written = storage.read_json(storage.join(run, "config.json"))
+    del written["identity"]["clip_norm"]
+    storage.write_json(storage.join(run, "config.json"), written)
+    runs.claim(config(run), FACTS)
+    with pytest.raises(UsageError, match=r"clip_norm: there 0.0, here 1.0"):
+        runs.claim(config(run, clip_norm=1.0), FACTS)
 
 
 def test_another_data_set_is_refused(tmp_path: Path) -> None:
