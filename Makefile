@@ -18,7 +18,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench s3 clean
+.PHONY: help setup demo test lint bench s3 web clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,14 @@ bench: setup ## measure speed side by side with plain Keras
 
 s3: setup ## run a local S3 server until Ctrl-C
 	$(PYTHON) -m cluster.local_s3
+
+# Three files of onnxruntime-web; its scripts do not run, and npm checks each package against the hashes of the lock.
+ORT := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm
+
+web: ## bring what the page needs to run a model in the browser (needs npm); jobs.serve works without it
+	@command -v npm >/dev/null || { echo 'web: npm is not installed: install Node.js 18 or newer and try again' >&2; exit 1; }
+	cd fruitcnn/page && npm ci --ignore-scripts && rm -rf vendor && mkdir vendor && \
+		cp $(addprefix node_modules/onnxruntime-web/dist/,$(ORT)) vendor/ && rm -rf node_modules
 
 clean: ## remove caches, work/demo and bench results; .venv and data of yours stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis work/demo bench/results.json

@@ -1,0 +1,88 @@
+// A worker of the page: decodes a picture, shrinks it as the server does (pixels.js), and runs model.onnx on it.
+
+import * as ort from "/page/vendor/ort.wasm.min.mjs";
+import { shrink } from "/page/pixels.js";
+
+ort.env.wasm.wasmPaths = "/page/vendor/";
+ort.env.wasm.numThreads = 1; // more need headers that would shut the page off from others
+ort.env.logLevel = "error";
+
+const ROWS_AT_A_TIME = 256; // a multiple of 8: whole JPEG blocks
+let about;
+let session;
+let queue = Promise.resolve();
+
+self.onmessage = ({ data }) => {
+  queue = queue.then(async () => {
+    try {
+      self.postMessage({ id: data.id, answer: data.about ? await open(data.about) : await classify(data.file) });
+    } catch (error) {
+      self.postMessage({ id: data.id, error: error.message });
+    }
+  });
+};
+
+async function open(described) {
+  about = described;
+  const response = await fetch(`/${about.browser.path}`);
+  if (!response.ok) throw new Error(`the server answered ${response.status}`);
+  const bytes = await response.arrayBuffer();
+  // Browsers offer hashes only on https and localhost.
+  if (self.crypto.subtle && (await sha256(bytes)) !== about.browser.sha256) throw new Error("the model is damaged");
+  session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  return true;
+}
+
+async function sha256(bytes) {
+  const digest = new Uint8Array(await self.crypto.subtle.digest("SHA-256", bytes));
+  return [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function classify(file) {
+  if (!file.size) return { status: "rejected", cause: "empty", detail: "0 bytes" };
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", imageOrientation: "from-image" });
+  } catch {
+    return { status: "rejected", cause: "not-an-image", detail: "this browser cannot read it" };
+  }
+  const { width, height } = bitmap;
+  if (width * height > about.max_pixels) {
+    bitmap.close();
+    const detail = `${width}x${height} pixels, more than the ${about.max_pixels.toLocaleString("en")} allowed`;
+    return { status: "rejected", cause: "too-large", detail };
+  }
+  const isJpeg = await startsWith(file, [0xff, 0xd8, 0xff]);
+  const [inputHeight, inputWidth] = about.input_px;
+  const pixels = shrink(rowsOf(bitmap), width, height, inputHeight, inputWidth, isJpeg);
+  bitmap.close();
+  const feeds = { image: new ort.Tensor("uint8", pixels, [1, inputHeight, inputWidth, 3]) };
+  return { width, height, ...answer((await session.run(feeds)).probabilities.data) };
+}
+
+function answer(probabilities) {
+  const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a] || a - b).slice(0, about.top_k);
+  const scores = order.map((index) => probabilities[index]);
+  const labels = order.map((index) => about.labels[index]);
+  const status = scores[0] < Math.fround(about.min_confidence) ? "unsure" : "ok";
+  return { status, label: labels[0], confidence: scores[0], top_labels: labels, top_scores: scores };
+}
+
+async function startsWith(file, bytes) {
+  const head = new Uint8Array(await file.slice(0, bytes.length).arrayBuffer());
+  return bytes.every((byte, i) => head[i] === byte);
+}
+
+// RGBA of a few rows at a time, on white: a large picture is never held whole as pixels by this script.
+function* rowsOf(bitmap) {
+  const rows = Math.min(ROWS_AT_A_TIME, bitmap.height);
+  const canvas = new OffscreenCanvas(bitmap.width, rows);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  for (let top = 0; top < bitmap.height; top += rows) {
+    const height = Math.min(rows, bitmap.height - top);
+    context.fillStyle = "white";
+    context.fillRect(0, 0, bitmap.width, height);
+    context.drawImage(bitmap, 0, top, bitmap.width, height, 0, 0, bitmap.width, height);
+    yield context.getImageData(0, 0, bitmap.width, height).data;
+  }
+}

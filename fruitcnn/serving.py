@@ -1,0 +1,177 @@
+"""A frozen model on Ray Serve: replicas with the application of endpoints, batching, limits, autoscaling.
+
+    proxy (uvicorn) -> replica: read, decode in threads, wait for a batch, model -> answers
+
+A replica loads the model as every process does: hashes, then golden answers; one that answers otherwise never starts.
+Past `max_ongoing_requests` in each replica and `max_queued_requests` waiting, requests are answered 503 at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fruitcnn.errors import UsageError
+
+_APPLICATION = "fruitcnn"
+CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+
+
+class ServeConfig(BaseModel):
+    """What `python -m jobs.serve` takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="Frozen model: the URI that jobs.freeze wrote.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every network of this machine.")
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    runtime: Literal["auto", "openvino", "onnxruntime", "tensorflow", "keras"] = Field(
+        "auto", description="What runs the model; auto takes the fastest whose golden answers agree."
+    )
+    top_k: int = Field(5, ge=1, description="Labels and scores in an answer.")
+    min_confidence: float = Field(0.0, ge=0, le=1, description="Less confidence than this is answered unsure.")
+    max_body_bytes: int = Field(32_000_000, ge=1, description="Largest body of a request, bytes.")
+    max_pictures: int = Field(64, ge=1, le=1000, description="Pictures in one request.")
+    max_pixels: int = Field(200_000_000, ge=1, description="Reject pictures of more pixels (width x height).")
+    request_seconds: float = Field(30.0, gt=0, description="A request that takes longer is answered 408, seconds.")
+    batch_size: int = Field(32, ge=1, le=256, description="Pictures per call of the model; 1 turns batching off.")
+    batch_wait_seconds: float = Field(0.002, ge=0, description="How long a picture waits for others, seconds.")
+    min_replicas: int = Field(1, ge=1, description="Processes with the model, at least.")
+    max_replicas: int = Field(2, ge=1, description="And at most, under load.")
+    cpus_per_replica: int = Field(1, ge=1, description="CPUs of a replica: threads of the model and of decoding.")
+    max_ongoing_requests: int = Field(32, ge=1, description="Requests that a replica works on at a time.")
+    max_queued_requests: int = Field(64, ge=0, description="Requests that wait for a replica; more are answered 503.")
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> ServeConfig:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"--max-replicas: got {self.max_replicas}, wanted at least {self.min_replicas}")
+        return self
+
+
+def check(config: ServeConfig) -> None:
+    """Look at what can be wrong before Ray starts: UsageError for a port in use, FrozenModelError for the model."""
+    from fruitcnn import frozen, storage
+
+    with storage.argument("--model"):
+        frozen.identify(config.model, config.runtime)
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise UsageError(
+                f"--host {config.host} --port {config.port}: cannot listen there ({error.strerror}); name another port"
+            ) from None
+
+
+def prepare(config: ServeConfig) -> None:
+    """Say to Ray's processes, which inherit the environment, what the proxy must limit; before the session starts."""
+    from fruitcnn import uploads
+
+    os.environ[uploads.MAX_BODY_VARIABLE] = str(config.max_body_bytes)
+    os.environ[CALLBACK_VARIABLE] = f"{uploads.__name__}.{uploads.proxy_middlewares.__name__}"
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+
+
+def start(config: ServeConfig) -> str:
+    """Start serving in the running Ray session, and wait until a replica answers; returns the URL."""
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    options = {"host": config.host, "port": config.port, "request_timeout_s": config.request_seconds}
+    quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+    serve.start(http_options=options, logging_config=quiet)
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="classifier",
+        max_ongoing_requests=config.max_ongoing_requests,
+        max_queued_requests=config.max_queued_requests,
+        ray_actor_options={"num_cpus": config.cpus_per_replica},
+        autoscaling_config={
+            "min_replicas": config.min_replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": max(1, config.max_ongoing_requests // 2),
+        },
+        logging_config=quiet,
+    )
+    serve.run(deployment.bind(config.model_dump(mode="json")), name=_APPLICATION, route_prefix="/")
+    return f"http://{config.host}:{config.port}/"
+
+
+def stop() -> None:
+    """End serving; the Ray session stays."""
+    from ray import serve
+
+    serve.shutdown()
+
+
+class Replica:
+    """One process with the model and the application; Ray Serve starts and ends it."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from fruitcnn import frozen
+
+        self.config = ServeConfig(**settings)
+        self.model = frozen.load(self.config.model, self.config.runtime, self.config.cpus_per_replica)
+        self.decoders = ThreadPoolExecutor(self.config.cpus_per_replica, thread_name_prefix="decode")
+        self.caller = ThreadPoolExecutor(1, thread_name_prefix="model")
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return build_app(self.config, self.model, self._batched(), self.decoders)
+
+    def _batched(self) -> Any:
+        """Pixels of one picture -> its probabilities, in calls with the pictures of whoever else is waiting."""
+        from ray import serve
+
+        async def predict_all(pictures: list[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.float32]]:
+            pixels = np.stack(pictures)
+            loop = asyncio.get_running_loop()
+            return list(await loop.run_in_executor(self.caller, self.model.predict, pixels))
+
+        async def predict_one(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            return (await predict_all([picture]))[0]
+
+        if self.config.batch_size == 1:
+            return predict_one
+        wait_seconds = self.config.batch_wait_seconds
+        return serve.batch(max_batch_size=self.config.batch_size, batch_wait_timeout_s=wait_seconds)(predict_all)
+
+
+def build_app(config: ServeConfig, model: Any, predict: Any, decoders: ThreadPoolExecutor) -> Any:
+    """Return the FastAPI application over a loaded frozen.FrozenModel; predict and decoders as in endpoints.build."""
+    from fruitcnn import endpoints
+    from fruitcnn.answers import Rules
+
+    file = model.description.files.get(endpoints.BROWSER_FILE)
+    about = endpoints.About(
+        model_hash=model.model_hash,
+        architecture=model.description.architecture,
+        labels=model.labels,
+        input_px=model.input_px,
+        runtime=model.runtime,
+        metrics=model.description.metrics,
+        created_at=model.description.created_at.isoformat(),
+        browser={"path": endpoints.BROWSER_FILE, **file.model_dump()} if file else None,
+        **config.model_dump(include={"top_k", "min_confidence", "max_body_bytes", "max_pictures", "max_pixels"}),
+    )
+    rules = Rules(model.labels, model.input_px, config.top_k, config.min_confidence, config.max_pixels)
+    limits = endpoints.Limits(config.max_body_bytes, config.max_pictures, config.request_seconds)
+    return endpoints.build(about, rules, limits, predict, decoders, _browser_file(config.model, model, file))
+
+
+def _browser_file(model_uri: str, model: Any, stored: Any) -> Path | None:
+    from fruitcnn import bundle, endpoints
+
+    if stored is None:
+        return None
+    folder = bundle.fetch(model_uri, model.description, model.model_hash, [endpoints.BROWSER_FILE], None)
+    return folder / endpoints.BROWSER_FILE

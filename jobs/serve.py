@@ -1,0 +1,39 @@
+"""A frozen model behind a web address: a page at /, POST /classify, /health, /model, and its description at /docs.
+
+    python -m jobs.serve --model work/model
+    curl --data-binary @apple.jpg http://127.0.0.1:8000/classify
+    curl -F image=@apple.jpg -F image=@pear.jpg http://127.0.0.1:8000/classify
+
+It serves until Ctrl-C or SIGTERM. On the cluster at RAY_ADDRESS it runs there; name a --host that others reach.
+"""
+
+import signal
+import threading
+
+from fruitcnn import serving
+from fruitcnn.serving import ServeConfig
+from jobs.cli import progress, ray_session, run, summary
+
+
+def main(config: ServeConfig) -> None:
+    """Serve until told to stop."""
+    serving.check(config)
+    serving.prepare(config)
+    told_to_stop = threading.Event()
+    with ray_session():
+        with progress("serve", None, "replicas") as update:
+            url = serving.start(config)
+            update(config.min_replicas)
+        signal.signal(signal.SIGTERM, lambda *_: told_to_stop.set())
+        summary("serving until Ctrl-C", {"model": config.model}, {"page": url, "description": f"{url}docs"})
+        try:
+            while not told_to_stop.wait(1.0):
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            serving.stop()
+
+
+if __name__ == "__main__":
+    run(ServeConfig, main, __doc__)
