@@ -82,6 +82,7 @@ function progress(last = "") {
 }
 
 async function ask(file) {
+  if (!file.size) return { status: "rejected", cause: "empty", detail: "0 bytes" };
   if (file.size > page.about.max_body_bytes) {
     const limit = Math.floor(page.about.max_body_bytes / 1e6);
     throw new Error(`The file is larger than the ${limit} MB that the server takes.`);

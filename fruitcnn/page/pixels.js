@@ -14,7 +14,7 @@ export function shrink(rows, width, height, inputHeight, inputWidth, isJpeg) {
   let strips = rgb(rows, width);
   if (eighths < 8) {
     size = { width: Math.ceil((width * eighths) / 8), height: Math.ceil((height * eighths) / 8) };
-    strips = inBlocks(strips, width, eighths, size);
+    strips = inBlocks(strips, eighths, size);
   }
   const mid = {
     width: size.width >= 2 * inputWidth ? inputWidth : size.width,
@@ -31,14 +31,19 @@ export function chooseEighths(width, height, inputWidth, inputHeight) {
   return 8;
 }
 
+// RGBA -> RGB, each row filled up to whole blocks with its last pixel, as encoders do.
 function* rgb(rows, width) {
+  const padded = Math.ceil(width / 8) * 8;
   for (const rgba of rows) {
-    const count = rgba.length / 4;
-    const out = new Uint8ClampedArray(count * 3);
-    for (let i = 0, j = 0, k = 0; i < count; i += 1, j += 4, k += 3) {
-      out[k] = rgba[j]; out[k + 1] = rgba[j + 1]; out[k + 2] = rgba[j + 2];
+    const height = rgba.length / 4 / width;
+    const out = new Uint8ClampedArray(padded * height * 3);
+    for (let y = 0, from = 0, to = 0; y < height; y += 1) {
+      for (let x = 0; x < width; x += 1, from += 4, to += 3) {
+        out[to] = rgba[from]; out[to + 1] = rgba[from + 1]; out[to + 2] = rgba[from + 2];
+      }
+      for (let x = width; x < padded; x += 1, to += 3) out.copyWithin(to, to - 3, to);
     }
-    yield { data: out, height: count / width };
+    yield { data: out, height, width: padded };
   }
 }
 
@@ -57,41 +62,46 @@ function blockMatrix(m) {
   return matrix;
 }
 
-// A picture that ends within a block is filled up with its last pixel, as encoders do.
-function* inBlocks(strips, width, m, scaled) {
+// Strips shrunk to M/8; their width may be more than scaled.width, by what the last block was filled up with.
+function* inBlocks(strips, m, scaled) {
   const matrix = blockMatrix(m);
   let rowsLeft = scaled.height;
-  for (const { data, height } of strips) {
-    const blockRows = Math.ceil(height / 8);
-    const half = new Float32Array(height * scaled.width * 3); // shrunk across, not yet down
-    for (let y = 0; y < height; y += 1) {
-      for (let x = 0; x < scaled.width; x += 1) {
-        const block = Math.floor(x / m) * 8;
-        const weights = (x % m) * 8;
-        for (let c = 0; c < 3; c += 1) {
-          let sum = 0;
-          for (let i = 0; i < 8; i += 1) {
-            sum += matrix[weights + i] * data[(y * width + Math.min(block + i, width - 1)) * 3 + c];
-          }
-          half[(y * scaled.width + x) * 3 + c] = sum;
-        }
-      }
-    }
-    const outHeight = Math.min(blockRows * m, rowsLeft);
+  for (const { data, height, width } of strips) {
+    const outWidth = (width / 8) * m;
+    const outHeight = Math.min(Math.ceil(height / 8) * m, rowsLeft);
     rowsLeft -= outHeight;
-    const out = new Uint8ClampedArray(outHeight * scaled.width * 3); // rounds and clamps
-    const stride = scaled.width * 3;
+    const half = shrinkAcross(data, width, height, matrix, m);
+    const stride = outWidth * 3;
+    const out = new Uint8ClampedArray(outHeight * stride); // rounds and clamps
+    const sums = new Float64Array(stride);
     for (let y = 0; y < outHeight; y += 1) {
       const block = Math.floor(y / m) * 8;
-      const weights = (y % m) * 8;
-      for (let x = 0; x < stride; x += 1) {
-        let sum = 0;
-        for (let i = 0; i < 8; i += 1) sum += matrix[weights + i] * half[Math.min(block + i, height - 1) * stride + x];
-        out[y * stride + x] = sum;
+      sums.fill(0);
+      for (let i = 0; i < 8; i += 1) {
+        const weight = matrix[(y % m) * 8 + i];
+        const from = Math.min(block + i, height - 1) * stride;
+        for (let x = 0; x < stride; x += 1) sums[x] += weight * half[from + x];
       }
+      out.set(sums, y * stride);
     }
-    yield { data: out, height: outHeight };
+    yield { data: out, height: outHeight, width: outWidth };
   }
+}
+
+function shrinkAcross(data, width, height, matrix, m) {
+  const half = new Float32Array((width / 8) * m * height * 3);
+  for (let block = 0, to = 0; block < data.length; block += 24) {
+    for (let k = 0; k < m * 8; k += 8) {
+      let [red, green, blue] = [0, 0, 0];
+      for (let i = 0, from = block; i < 8; i += 1, from += 3) {
+        const weight = matrix[k + i];
+        red += weight * data[from]; green += weight * data[from + 1]; blue += weight * data[from + 2];
+      }
+      half[to] = red; half[to + 1] = green; half[to + 2] = blue;
+      to += 3;
+    }
+  }
+  return half;
 }
 
 // For each of `to` places, the first of the `from` places that it covers, and their shares, which add up to 1.
@@ -114,9 +124,9 @@ function byArea(strips, size, mid) {
   const line = new Float64Array(mid.width * 3);
   let y = 0;
   let open = 0; // the first output row that is not yet complete
-  for (const { data, height } of strips) {
+  for (const { data, height, width } of strips) {
     for (let row = 0; row < height; row += 1, y += 1) {
-      shrinkLine(data, row * size.width * 3, across, line);
+      shrinkLine(data, row * width * 3, across, line);
       while (open < mid.height && down[open].first + down[open].shares.length <= y) open += 1;
       for (let out = open; out < mid.height && down[out].first <= y; out += 1) {
         const share = down[out].shares[y - down[out].first];
