@@ -111,10 +111,15 @@ async function problem(response) {
 function card(file) {
   const made = byId("answer").content.firstElementChild.cloneNode(true);
   made.querySelector("h3").textContent = "…";
-  made.querySelector(".note").textContent = file.name || "pasted picture";
+  made.querySelector(".note").textContent = nameOf(file);
   byId("answers").prepend(made);
   byId("answers-title").hidden = false;
   return made;
+}
+
+function nameOf(file) {
+  const name = file.name || "pasted picture";
+  return name.length > 60 ? `${name.slice(0, 40)}…${name.slice(-19)}` : name;
 }
 
 async function thumbnail(file, card) {
@@ -135,7 +140,7 @@ async function thumbnail(file, card) {
 }
 
 function show(answer, file, card) {
-  const name = file.name || "pasted picture";
+  const name = nameOf(file);
   card.classList.add(answer.status);
   const [title, note] = words(answer, name);
   card.querySelector("h3").textContent = title;
