@@ -1,15 +1,20 @@
 """The cases: what is compared, with which processes. A new one is one more function in CASES."""
 
 import json
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.data import Data
 from bench.measure import BenchError, Case, Finished, Rates, Side, run_process
 
 _SMALL, _LARGE = 5_000, 20_000
+_PHOTOGRAPHS = 200
+_NAMES = 1_000_000
+_PYTHON = (sys.executable, "-m")
+_SORT_LINES = "import sys; print(len(sorted(open(sys.argv[1]))))"
 _STEPS = {"steps": "seconds", "steps, per CPU second": "cpu_seconds"}
 _SHARD_LINE = re.compile(r"this run\s+([\d,]+) files, ([\d,]+)/s")
 
@@ -35,7 +40,7 @@ def shard(data: Data) -> Case:
         }
 
     what = "every picture checked by a full decode and written to Parquet"
-    return Case("shard", what, Side("jobs.shard", ours), Side("threads: read and decode only", other))
+    return Case("shard", what, Side("jobs.shard", ours), (Side("threads: read and decode only", other),))
 
 
 def train(data: Data) -> Case:
@@ -52,45 +57,131 @@ def train(data: Data) -> Case:
 
     what = "small_cnn at 32x32, batch 64, AdamW, no augmentation, pixels in memory, one process; start-up not counted"
     ours, other = side("bench.sides.our_steps"), side("bench.sides.keras_fit")
-    return Case("train", what, Side("fruitcnn, one worker", ours), Side("Keras fit", other))
+    return Case("train", what, Side("fruitcnn, one worker", ours), (Side("Keras fit", other),))
 
 
 def classify(data: Data) -> Case:
-    """jobs.classify against image_dataset_from_directory and predict, whole processes."""
+    """jobs.classify against what people do today, and against what the machine allows; whole processes, two sizes."""
     folders = {number: data.pictures(number) for number in (_SMALL, _LARGE)}
     model = data.model()
+    others = [
+        (
+            "Keras: image_dataset_from_directory, predict",
+            [*_PYTHON, "bench.sides.keras_predict", model / "model.keras"],
+        ),
+        ("Ray's guide: read_images, map_batches", [*_PYTHON, "bench.sides.ray_guide", model / "model.keras"]),
+        ("ceiling: threads, OpenVINO, no books", [*_PYTHON, "bench.sides.ceiling", model / "model.onnx"]),
+    ]
+    if daft := os.environ.get("DAFT_PYTHON"):
+        others.append(("Daft, OpenVINO in a UDF", [daft, "bench/sides/daft_openvino.py", model / "model.onnx"]))
+    sides = tuple(Side(name, _at_each_size(command, folders)) for name, command in others)
+    what = "a folder of JPEGs -> predictions as Parquet; one small_cnn in every format"
+    return Case("classify", what, Side("jobs.classify", _classify_at_each_size(model, folders)), sides)
 
-    def ours(folder: Path) -> Rates:
+
+def _classify_at_each_size(model: Path, folders: dict[int, Path]) -> Callable[[Path], Rates]:
+    def turn(folder: Path) -> Rates:
         seconds = {}
         for number, images in folders.items():
             out = folder / f"predictions-{number}"
             arguments = ("--model", str(model), "--images", str(images), "--predictions", str(out))
             seconds[number] = _python("jobs.classify", *arguments).seconds
-            manifest = json.loads((out / "manifest.json").read_text())
-            _require(manifest["books"]["num_ok"], number, "jobs.classify")
-        timing = manifest["timing"]
-        return _two_sizes(seconds) | {"of it, once Ray is up": timing["num_inputs"] / timing["classify_seconds"]}
-
-    def other(folder: Path) -> Rates:
-        seconds = {}
-        for number, images in folders.items():
-            out = folder / f"predictions-{number}.parquet"
-            done = _python("bench.sides.keras_predict", str(model / "model.keras"), str(images), str(out))
-            seconds[number] = done.seconds
-            _require(done.json()["num_images"], number, "Keras")
+            books = json.loads((out / "manifest.json").read_text())["books"]
+            _require(books["num_listed"] - books["num_rejected"], number, "jobs.classify")
         return _two_sizes(seconds)
 
-    what = "a folder of JPEGs -> predictions as Parquet; the same model.keras frozen by jobs.freeze"
-    other_side = Side("Keras: image_dataset_from_directory + predict", other)
-    return Case("classify", what, Side("jobs.classify", ours), other_side)
+    return turn
 
 
-CASES: dict[str, Callable[[Data], Case]] = {"shard": shard, "train": train, "classify": classify}
+def _at_each_size(command: Sequence[object], folders: dict[int, Path]) -> Callable[[Path], Rates]:
+    """A side that takes the pictures' folder and a place for its result, and says num_images at the end."""
+
+    def turn(folder: Path) -> Rates:
+        seconds = {}
+        for number, images in folders.items():
+            done = run_process([str(part) for part in (*command, images, folder / f"predictions-{number}")])
+            seconds[number] = done.seconds
+            _require(done.json()["num_images"], number, str(command[-2]))
+        return _two_sizes(seconds)
+
+    return turn
+
+
+def archive(data: Data) -> Case:
+    """The same pictures from one zip against the folder."""
+    folder, model = data.pictures(_LARGE), data.model()
+    packed = data.zipped(_LARGE)
+
+    def side(images: Path) -> Callable[[Path], Rates]:
+        def turn(scratch: Path) -> Rates:
+            out = scratch / "predictions"
+            arguments = ("--model", str(model), "--images", str(images), "--predictions", str(out))
+            seconds = _python("jobs.classify", *arguments).seconds
+            return {f"whole process, {_LARGE:,} images": _LARGE / seconds}
+
+        return turn
+
+    what = "jobs.classify of one zip, read in place, against the same pictures as files"
+    return Case("archive", what, Side("from one zip", side(packed)), (Side("from a folder", side(folder)),))
+
+
+def photographs(data: Data) -> Case:
+    """Large JPEGs, where scaled decoding pays."""
+    images, model = data.photographs(_PHOTOGRAPHS), data.model()
+    sizes = {_PHOTOGRAPHS: images}
+    keras = _at_each_size([*_PYTHON, "bench.sides.keras_predict", model / "model.keras"], sizes)
+
+    def only_whole(turn: Callable[[Path], Rates]) -> Callable[[Path], Rates]:
+        return lambda folder: {key: rate for key, rate in turn(folder).items() if key.startswith("whole")}
+
+    what = "drawn JPEGs of 3000x2000"
+    ours = Side("jobs.classify", only_whole(_classify_at_each_size(model, sizes)))
+    return Case("photographs", what, ours, (Side("Keras: image_dataset_from_directory, predict", only_whole(keras)),))
+
+
+def plan(data: Data) -> Case:
+    """jobs.classify --dry-run of a list of a million names against the least that a plan is."""
+    listing = data.listing(_NAMES)
+
+    def ours(folder: Path) -> Rates:
+        arguments = ("--model", str(data.model()), "--images", str(listing), "--predictions", str(folder / "out"))
+        return {"whole process": _NAMES / _python("jobs.classify", *arguments, "--dry-run").seconds}
+
+    def other(_: Path) -> Rates:
+        return {"whole process": _NAMES / run_process([*_PYTHON[:1], "-c", _SORT_LINES, str(listing)]).seconds}
+
+    what = f"{_NAMES:,} names of a .txt: checked, sorted on disk, cut into parts"
+    return Case("plan", what, Side("jobs.classify --dry-run", ours), (Side("sorted(file), in memory", other),))
+
+
+def start(_: Data) -> Case:
+    """What a command costs before it does anything."""
+
+    def turn(command: Sequence[str]) -> Callable[[Path], Rates]:
+        return lambda _folder: {"starts": 1 / run_process([*_PYTHON[:1], *command]).seconds}
+
+    others = [(f"{name} --help", ["-m", f"jobs.{name}", "--help"]) for name in ("shard", "train", "freeze", "pipeline")]
+    others += [("import tensorflow", ["-c", "import tensorflow"]), ("import ray", ["-c", "import ray"])]
+    sides = tuple(Side(name, turn(command)) for name, command in others)
+    return Case("start", "processes a second", Side("classify --help", turn(["-m", "jobs.classify", "--help"])), sides)
+
+
+CASES: dict[str, Callable[[Data], Case]] = {
+    "start": start,
+    "plan": plan,
+    "shard": shard,
+    "train": train,
+    "classify": classify,
+    "archive": archive,
+    "photographs": photographs,
+}
 
 
 def _two_sizes(seconds: dict[int, float]) -> Rates:
     """The whole job at both sizes, and what one picture more costs: the start-up falls out of the difference."""
     whole = {f"whole process, {number:,} images": number / taken for number, taken in seconds.items()}
+    if len(seconds) == 1:
+        return whole
     extra_seconds = seconds[_LARGE] - seconds[_SMALL]
     if extra_seconds <= 0:  # On a busy machine the larger run may be the quicker one; then no rate is known.
         return whole
@@ -103,4 +194,4 @@ def _require(got: int, wanted: int, who: str) -> None:
 
 
 def _python(module: str, *arguments: str) -> Finished:
-    return run_process([sys.executable, "-m", module, *arguments])
+    return run_process([*_PYTHON, module, *arguments])

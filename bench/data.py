@@ -4,10 +4,13 @@ import hashlib
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from bench.measure import BenchError, run_process
 
@@ -42,6 +45,20 @@ class Data(NamedTuple):
         """A folder of `num_images` JPEGs: those of the source, over and over, as hard links."""
         return _made(self.folder / f"pictures-{num_images}", lambda folder: self._link(folder, num_images))
 
+    def zipped(self, num_images: int) -> Path:
+        """The same pictures as one zip, stored as they are."""
+        made = _made(self.folder / f"zipped-{num_images}", lambda folder: self._zip(folder, num_images))
+        return made / "pictures.zip"
+
+    def photographs(self, num_images: int) -> Path:
+        """A folder of drawn JPEGs of 3000x2000 px."""
+        return _made(self.folder / f"photographs-{num_images}", lambda folder: _draw_photographs(folder, num_images))
+
+    def listing(self, num_names: int) -> Path:
+        """A .txt of names of pictures that are not there: enough to plan."""
+        made = _made(self.folder / f"listing-{num_names}", lambda folder: _list(folder, num_names))
+        return made / "names.txt"
+
     def dataset(self) -> Path:
         """The data set that jobs.shard writes."""
         return _made(self.folder / "dataset", lambda folder: _job("shard", source=self.shard_source(), dataset=folder))
@@ -73,6 +90,12 @@ class Data(NamedTuple):
             path.parent.mkdir(exist_ok=True)
             os.link(file, path)
 
+    def _zip(self, folder: Path, num_images: int) -> None:
+        pictures = self.pictures(num_images)
+        with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
+            for path in sorted(pictures.rglob("*.*")):
+                archive.write(path, path.relative_to(pictures))
+
     def _freeze(self, folder: Path) -> None:
         run = folder.with_name("run")
         shutil.rmtree(run, ignore_errors=True)
@@ -80,8 +103,6 @@ class Data(NamedTuple):
         _job("freeze", run=run, model=folder)
 
     def _decode(self, folder: Path) -> None:
-        import numpy as np
-
         from fruitcnn.pixels import load_pixels
 
         found = load_pixels(str(self.dataset()), "train", (_INPUT_PX, _INPUT_PX), cache_dir=str(self.folder / "cache"))
@@ -99,6 +120,21 @@ def open_data(source: str | None, work: Path) -> Data:
     chosen = str(Path(source).expanduser().resolve()) if source else DRAWN
     said = f"{chosen} {Path(chosen).stat().st_size if source else ''}"
     return Data(chosen, work / hashlib.sha256(said.encode()).hexdigest()[:12])
+
+
+def _draw_photographs(folder: Path, num_images: int) -> None:
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for number in range(num_images):
+        coarse = Image.fromarray(draw.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+        coarse.resize((3000, 2000), Image.Resampling.BICUBIC).save(folder / f"{number:05d}.jpg", quality=88)
+
+
+def _list(folder: Path, num_names: int) -> None:
+    with (folder / "names.txt").open("w") as file:
+        # Far apart in the alphabet, so that sorting has work to do.
+        file.writelines(f"/archive/{number * 7919 % num_names:09d}/picture.jpg\n" for number in range(num_names))
 
 
 def _made(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -25,26 +25,30 @@ class BenchError(ValueError):
 
 
 class Side(NamedTuple):
-    """One of the two ways to do the same work; `turn(folder)` does it once, in a fresh empty folder."""
+    """One of the ways to do the same work; `turn(folder)` does it once, in a fresh empty folder."""
 
     name: str
     turn: Callable[[Path], Rates]
 
 
 class Case(NamedTuple):
-    """What is compared, and with what."""
+    """What is compared: ours with each of the others."""
 
     name: str
     what: str
     ours: Side
-    other: Side
+    others: tuple[Side, ...]
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """All of them, ours first."""
+        return self.ours, *self.others
 
 
 class Round(NamedTuple):
-    """One turn of each side; the load is the machine's one-minute average before it."""
+    """One turn of each side, by its name; the load is the machine's one-minute average before it."""
 
-    ours: Rates
-    other: Rates
+    rates: dict[str, Rates]
     load: float
 
 
@@ -90,20 +94,21 @@ def play(case: Case, num_rounds: int, scratch: Path, said: Callable[[str], None]
     rounds = []
     for number in range(num_rounds + 1):
         load = os.getloadavg()[0]
-        ours, other = (_turn(side, case.name, number, scratch, said) for side in (case.ours, case.other))
-        rounds.append(Round(ours, other, load))
+        rates = {side.name: _turn(side, case.name, number, scratch, said) for side in case.sides}
+        rounds.append(Round(rates, load))
     return rounds
 
 
-def ratio(rounds: Sequence[Round], name: str) -> Ratio | None:
+def ratio(rounds: Sequence[Round], ours: str, other: str, name: str) -> Ratio | None:
     """Compare one measurement over the rounds in which both sides have it; None if there are none."""
-    values = [each.ours[name] / each.other[name] for each in rounds if name in each.ours and name in each.other]
+    pairs = [(each.rates[ours], each.rates[other]) for each in rounds]
+    values = [here[name] / there[name] for here, there in pairs if name in here and name in there]
     return Ratio(statistics.median(values), min(values), max(values), len(values)) if values else None
 
 
-def rate_range(turns: Sequence[Rates], name: str) -> dict[str, float] | None:
-    """Median, minimum and maximum of one side's images a second; None if no turn measured them."""
-    values = [turn[name] for turn in turns if name in turn]
+def rate_range(rounds: Sequence[Round], side: str, name: str) -> dict[str, float] | None:
+    """Median, minimum and maximum of one side's rate; None if no turn measured it."""
+    values = [each.rates[side][name] for each in rounds if name in each.rates[side]]
     return {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)} if values else None
 
 
@@ -115,4 +120,4 @@ def _turn(side: Side, case: str, number: int, scratch: Path, said: Callable[[str
 
 
 def _worded(rates: Rates) -> str:
-    return ", ".join(f"{name} {rate:,.0f}/s" for name, rate in rates.items())
+    return ", ".join(f"{name} {rate:,.{0 if rate >= 100 else 2}f}/s" for name, rate in rates.items())

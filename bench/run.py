@@ -84,21 +84,22 @@ def _measure(name: str, data: Data, num_rounds: int) -> dict[str, Any]:
 
 def _kept(case: Case, rounds: Sequence[Round]) -> dict[str, Any]:
     warm_up, *counted = rounds
-    figures = {}
-    for name in dict.fromkeys(name for each in rounds for name in each.ours):
-        here = ratio(counted, name)
-        before = ratio([warm_up], name)
-        figures[name] = {
-            "ours_per_second": rate_range([each.ours for each in counted], name),
-            "other_per_second": rate_range([each.other for each in counted], name),
-            "ratio": here._asdict() if here else None,
-            "warm_up_ratio": before.median if before else None,
-        }
+    figures = []
+    for other in case.others:
+        for name in dict.fromkeys(name for each in rounds for name in each.rates[case.ours.name]):
+            here, before = (ratio(which, case.ours.name, other.name, name) for which in (counted, [warm_up]))
+            figures.append({
+                "measured": name,
+                "other": other.name,
+                "ours_per_second": rate_range(counted, case.ours.name, name),
+                "other_per_second": rate_range(counted, other.name, name),
+                "ratio": here._asdict() if here else None,
+                "warm_up_ratio": before.median if before else None,
+            })  # fmt: skip
     return {
         "what": case.what,
         "ours": case.ours.name,
-        "other": case.other.name,
-        "figures": figures,
+        "figures": [figure for figure in figures if figure["ratio"] or figure["warm_up_ratio"]],
         "warm_up": warm_up._asdict(),
         "rounds": [each._asdict() for each in counted],
     }

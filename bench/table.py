@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-COLUMNS = ("case", "measured", "ours /s", "other /s", "ratio", "min", "max", "warm-up")
+COLUMNS = ("case", "measured", "against", "ours /s", "other /s", "ratio", "min", "max", "warm-up")
+_NUM_WORDS = 3  # columns of text, left-aligned
 
 
 def report(about: dict[str, Any], measured: dict[str, dict[str, Any]]) -> str:
@@ -19,8 +20,8 @@ def report(about: dict[str, Any], measured: dict[str, dict[str, Any]]) -> str:
             "",
             *(line.rstrip() for line in lines),
             "",
-            *(f"{name}: {case['what']}\n  {case['ours']} against {case['other']}" for name, case in measured.items()),
-            f"images/s and ratio (ours / other): medians of {about['num_rounds']} rounds, A B A B after one of warm-up",
+            *(f"{name}: {case['ours']}: {case['what']}" for name, case in measured.items()),
+            f"rates and ratio (ours / other): medians of {about['num_rounds']} rounds, A B A B after one of warm-up",
             f"pictures: {about['source']}",
             f"machine: {here['cpu']} ({here['vector_instructions']}), {here['cores']} cores, "
             f"{here['memory_bytes'] / 2**30:.0f} GiB, {here['system']}; load average before a round "
@@ -34,18 +35,19 @@ def _rows(name: str, case: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             name if number == 0 else "",
-            what,
+            figure["measured"],
+            figure["other"],
             _rate(figure["ours_per_second"]),
             _rate(figure["other_per_second"]),
             *(_number(figure["ratio"] and figure["ratio"][key]) for key in ("median", "minimum", "maximum")),
             _number(figure["warm_up_ratio"]),
         )
-        for number, (what, figure) in enumerate(case["figures"].items())
+        for number, figure in enumerate(case["figures"])
     ]
 
 
 def _rate(found: dict[str, float] | None) -> str:
-    return f"{found['median']:,.0f}" if found else "-"
+    return f"{found['median']:,.{0 if found['median'] >= 100 else 2}f}" if found else "-"
 
 
 def _number(ratio: float | None) -> str:
@@ -53,5 +55,6 @@ def _number(ratio: float | None) -> str:
 
 
 def _line(row: tuple[str, ...], widths: Sequence[int]) -> str:
-    words, figures = list(zip(row, widths, strict=True))[:2], list(zip(row, widths, strict=True))[2:]
-    return "  ".join([*(text.ljust(width) for text, width in words), *(text.rjust(width) for text, width in figures)])
+    words = [text.ljust(width) for text, width in zip(row[:_NUM_WORDS], widths, strict=False)]
+    figures = [text.rjust(width) for text, width in zip(row[_NUM_WORDS:], widths[_NUM_WORDS:], strict=True)]
+    return "  ".join([*words, *figures])
