@@ -1,16 +1,18 @@
-"""One part of the plan -> its rows: threads read and decode while the model runs. Inside each actor of classify.
+"""One part of the plan -> its rows: some threads read and decode while others run the model. Inside each actor.
 
-The inputs of a part are cut into batches, in plan order; each batch has one pixel array, filled by the threads, and
-goes through the model whole. A rejected input keeps its place in the batch as a black picture, so what the model sees
-does not depend on timing, on the number of threads, or on who runs the part. Pixels never leave the actor.
+The inputs of a part are cut into batches, in plan order. A batch is the work of one thread from the first byte to the
+probabilities, with a model of its own that uses one core: nothing to wait for, and nothing that depends on timing, on
+the number of threads, or on who runs the part. Of equal files in a batch the model sees one; a rejected input has no
+place in it. Objects on S3 are fetched ahead, many at a time. Pixels never leave the actor.
 """
 
 import hashlib
-import threading
+import queue
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -30,7 +32,11 @@ RETRY_SECONDS = (2.0, 10.0)
 CALLS_PER_ACTOR = 2
 """Parts that one actor works on at a time: the next one is read ahead while the model ends the current one."""
 
-_BATCHES_AHEAD = 2
+REQUESTS_IN_FLIGHT = 32
+"""Ranged and whole reads of S3 that one actor has under way at a time."""
+
+BATCH_BYTES = 16 << 20
+"""A batch is closed once its files hold so much, so that photographs too keep all threads at work."""
 
 
 class Model(Protocol):
@@ -59,7 +65,7 @@ class Options(BaseModel):
     min_confidence: float
     max_pixels: int
     witness: str | None = Field(default=None, description="An object on S3 that could be read when the run started.")
-    num_threads: int = Field(description="Threads that read and decode, and of the model.")
+    num_threads: int = Field(description="Threads that read, decode and run the model, each a batch of its own.")
 
 
 class Outcome(BaseModel):
@@ -81,17 +87,27 @@ class _Facts(NamedTuple):
     detail: str | None
 
 
-class PartClassifier:
-    """Classifies and commits parts of one plan, several at a time."""
+class _Batch(NamedTuple):
+    """What became of one batch: of each input its facts and the row of its answer, -1 for one that was rejected."""
 
-    def __init__(self, predictions: str, plan: Plan, model: Model, options: Options) -> None:
+    facts: list[_Facts]
+    answer_of: list[int]
+    probabilities: Floats
+
+
+class PartClassifier:
+    """Classifies and commits parts of one plan, several at a time.
+
+    models: one for every thread that shall run one; each is used by one thread at a time.
+    """
+
+    def __init__(self, predictions: str, plan: Plan, models: Sequence[Model], options: Options) -> None:
         self.predictions = predictions
         self.plan = plan
-        self.model = model
+        self.labels = models[0].labels
         self.options = options
         self.reader = PlanReader(predictions, plan)
-        self.pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="decode")
-        self.model_lock = threading.Lock()
+        self.workers = Workers(models, options)
 
     def run(self, part: int) -> Outcome:
         """Classify and commit one part, trying again while the store fails."""
@@ -109,7 +125,7 @@ class PartClassifier:
     def commit(self, part: int) -> PartBooks:
         """Classify one part and put its file; if another writer was first, the books are those of its file."""
         inputs = self.reader.read(part)
-        rows = classify_part(inputs, self.model, self.pool, self.model_lock, self.options)
+        rows = self.workers.rows(inputs)
         if self.options.witness and "access-denied" in rows.causes and not any(rows.sha256):
             storage.read_range(self.options.witness, 0, 1)  # refused as well: then it is no fact about these pictures
         metadata = {
@@ -118,7 +134,7 @@ class PartClassifier:
             "model_hash": self.plan.model_hash,
             "library_version": self.plan.library_version,
         }
-        data = encode(rows, self.model.labels, self.options.min_confidence, metadata)
+        data = encode(rows, self.labels, self.options.min_confidence, metadata)
         uri = storage.join(self.predictions, part_path(part))
         if not storage.put_if_absent(uri, data):
             data = storage.read(uri)
@@ -133,82 +149,126 @@ class Actor(PartClassifier):
 
         plan = load_plan(predictions)
         assert plan is not None, f"no plan under {predictions}"
-        super().__init__(predictions, plan, frozen.load(model_uri, runtime, options.num_threads), options)
+        # TensorFlow is one per process, with all cores; of the others each thread has its own, with one core.
+        num_models = 1 if runtime in ("tensorflow", "keras") else options.num_threads
+        threads = options.num_threads if num_models == 1 else 1
+        models = [frozen.load(model_uri, runtime, threads) for _ in range(num_models)]
+        super().__init__(predictions, plan, models, options)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
         """Ray Data's batch of part numbers -> an Outcome as JSON for each."""
         return {"outcome": [self.run(int(part)).model_dump_json() for part in batch["part"]]}
 
 
-def classify_part(
-    inputs: Sequence[Input], model: Model, pool: ThreadPoolExecutor, model_lock: threading.Lock, options: Options
-) -> Rows:
-    """Read, decode and classify inputs; StorageError if the store fails as a whole.
+class Workers:
+    """The threads of an actor, its models, and its requests to S3; shared by the parts that it works on."""
 
-    model_lock: one model call at a time, each with all cores.
+    def __init__(self, models: Sequence[Model], options: Options) -> None:
+        self.options = options
+        self.input_px, self.num_labels = models[0].input_px, len(models[0].labels)
+        self._models: queue.SimpleQueue[Model] = queue.SimpleQueue()
+        for model in models:
+            self._models.put(model)
+        self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="batch")
+        self._requests = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="request")
+
+    def rows(self, inputs: Sequence[Input]) -> Rows:
+        """Read, decode and classify the inputs of a part; StorageError if the store fails as a whole."""
+        waiting: deque[Future[_Batch]] = deque()
+        batches: list[_Batch] = []
+        try:
+            for start, stop in cut_batches(inputs, self.options.batch_size):
+                waiting.append(self._pool.submit(self._classify, self._fetched(inputs, start, stop)))
+                if len(waiting) > 2 * self.options.num_threads:  # what is fetched ahead lies in memory
+                    batches.append(waiting.popleft().result())
+            batches += [future.result() for future in waiting]
+        finally:
+            for future in waiting:
+                future.cancel()
+        return _join(batches, self.options)
+
+    def _fetched(self, inputs: Sequence[Input], start: int, stop: int) -> Iterable[fetch.Fetched]:
+        """The files of inputs[start:stop]: read when they are asked for; on S3 asked for at once, many at a time."""
+        chunks = [inputs[first:last] for first, last in fetch.chunks(inputs, start, stop)]
+        first = inputs[start]
+        if not storage.is_s3(first.container or first.name):
+            return (found for chunk in chunks for found in fetch.fetch(chunk))
+        asked = [self._requests.submit(_fetch_all, chunk) for chunk in chunks]
+        return (found for future in asked for found in future.result())
+
+    def _classify(self, fetched: Iterable[fetch.Fetched]) -> _Batch:
+        facts: list[_Facts] = []
+        answer_of: list[int] = []
+        pictures: list[images.Pixels] = []
+        seen: dict[str, tuple[_Facts, int]] = {}
+        for found in fetched:
+            digest = hashlib.sha256(found.data).hexdigest() if found.data is not None else None
+            if digest is None or digest not in seen:
+                fact, pixels = _decode(found, digest, self.input_px, self.options.max_pixels)
+                answer = -1
+                if pixels is not None:
+                    answer = len(pictures)
+                    pictures.append(pixels)
+                if digest is not None:
+                    seen[digest] = fact, answer
+            else:
+                fact, answer = seen[digest]
+                fact = fact._replace(id=found.id)
+            facts.append(fact)
+            answer_of.append(answer)
+        if not pictures:
+            return _Batch(facts, answer_of, np.zeros((1, self.num_labels), np.float32))
+        with self._model() as model:
+            return _Batch(facts, answer_of, model.predict(np.stack(pictures)))
+
+    @contextmanager
+    def _model(self) -> Iterator[Model]:
+        model = self._models.get()
+        try:
+            yield model
+        finally:
+            self._models.put(model)
+
+
+def cut_batches(inputs: Sequence[Input], batch_size: int) -> Iterator[tuple[int, int]]:
+    """Cut the inputs of a part into ranges of at most batch_size inputs, closed once they hold BATCH_BYTES.
+
+    Pure, so that a part has the same batches wherever it is worked on. Unknown sizes count as nothing.
     """
-    facts: list[_Facts] = []
-    indices, scores, all_probabilities = [], [], []
-    for pixels, batch_facts in _decoded_batches(inputs, model.input_px, pool, options):
-        with model_lock:
-            probabilities = model.predict(pixels)
-        batch_indices, batch_scores = top(probabilities, options.top_k)
-        indices.append(batch_indices)
-        scores.append(batch_scores)
-        if options.probabilities:
-            all_probabilities.append(probabilities)
-        facts += batch_facts
+    start, held_bytes = 0, 0
+    for index, item in enumerate(inputs):
+        if index > start and (index - start == batch_size or held_bytes >= BATCH_BYTES):
+            yield start, index
+            start, held_bytes = index, 0
+        held_bytes += max(0, item.size_bytes)
+    if start < len(inputs):
+        yield start, len(inputs)
+
+
+def _join(batches: Sequence[_Batch], options: Options) -> Rows:
+    facts = [fact for batch in batches for fact in batch.facts]
     ids, digests, widths, heights, causes, details = (list(column) for column in zip(*facts, strict=True))
+    probabilities = np.concatenate([batch.probabilities[batch.answer_of] for batch in batches])
+    top_indices, top_scores = top(probabilities, options.top_k)
     return Rows(
         ids, digests, widths, heights, causes, details,
-        top_indices=np.concatenate(indices),
-        top_scores=np.concatenate(scores),
-        probabilities=np.concatenate(all_probabilities) if options.probabilities else None,
+        top_indices=top_indices,
+        top_scores=top_scores,
+        probabilities=probabilities if options.probabilities else None,
     )  # fmt: skip
 
 
-def _decoded_batches(
-    inputs: Sequence[Input], input_px: tuple[int, int], pool: ThreadPoolExecutor, options: Options
-) -> Iterator[tuple[npt.NDArray[np.uint8], list[_Facts]]]:
-    """The batches in order, each whole; the pool works up to _BATCHES_AHEAD batches ahead."""
-    waiting: deque[tuple[npt.NDArray[np.uint8], list[Future[list[_Facts]]]]] = deque()
-    try:
-        for first in range(0, len(inputs), options.batch_size):
-            stop = min(first + options.batch_size, len(inputs))
-            pixels = np.zeros((stop - first, *input_px, 3), np.uint8)
-            waiting.append((pixels, [
-                pool.submit(_decode_chunk, inputs[start:end], pixels[start - first : end - first], options.max_pixels)
-                for start, end in fetch.chunks(inputs, first, stop)
-            ]))  # fmt: skip
-            if len(waiting) > _BATCHES_AHEAD:
-                yield _join(*waiting.popleft())
-        while waiting:
-            yield _join(*waiting.popleft())
-    finally:
-        for _, futures in waiting:
-            for future in futures:
-                future.cancel()
+def _fetch_all(inputs: Sequence[Input]) -> list[fetch.Fetched]:
+    return list(fetch.fetch(inputs))
 
 
-def _join(
-    pixels: npt.NDArray[np.uint8], futures: Sequence[Future[list[_Facts]]]
-) -> tuple[npt.NDArray[np.uint8], list[_Facts]]:
-    return pixels, [facts for future in futures for facts in future.result()]
-
-
-def _decode_chunk(inputs: Sequence[Input], pixels: npt.NDArray[np.uint8], max_pixels: int) -> list[_Facts]:
-    """Fetch inputs and decode them into pixels (N, H, W, 3), which starts black."""
-    input_px = pixels.shape[1], pixels.shape[2]
-    return [_decode(found, pixels[i], input_px, max_pixels) for i, found in enumerate(fetch.fetch(inputs))]
-
-
-def _decode(found: fetch.Fetched, pixels: npt.NDArray[np.uint8], input_px: tuple[int, int], max_pixels: int) -> _Facts:
+def _decode(
+    found: fetch.Fetched, digest: str | None, input_px: tuple[int, int], max_pixels: int
+) -> tuple[_Facts, images.Pixels | None]:
     if found.data is None:
-        return _Facts(found.id, None, None, None, found.cause, found.detail)
-    digest = hashlib.sha256(found.data).hexdigest()
+        return _Facts(found.id, None, None, None, found.cause, found.detail), None
     try:
         decoded = images.decode(found.data, input_px, max_pixels)
     except images.ImageError as error:
-        return _Facts(found.id, digest, None, None, error.cause, error.detail)
-    pixels[:] = decoded.pixels
-    return _Facts(found.id, digest, decoded.width_px, decoded.height_px, None, None)
+        return _Facts(found.id, digest, None, None, error.cause, error.detail), None
+    return _Facts(found.id, digest, decoded.width_px, decoded.height_px, None, None), decoded.pixels

@@ -20,6 +20,7 @@ from fruitcnn.storage_errors import NotFoundError, StorageError, from_os
 
 # Names of files being written. A kill may leave one behind: listings skip it, delete_prefix removes it.
 TEMPORARY = ".fruitcnn-tmp-"
+_FIRST_READ_BYTES = 64 << 10  # a picture of a data set whole, and below what malloc asks the system for
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)
 
 
@@ -33,8 +34,19 @@ def _errors_of(path: str) -> Iterator[None]:
 
 def read(path: str) -> bytes:
     """The whole file."""
-    with _errors_of(path), open(path, "rb") as file:
-        return file.read()
+    # As read_range: the fewer system calls, the less a thread waits for the interpreter lock.
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(file, _FIRST_READ_BYTES)
+            if more := os.read(file, _FIRST_READ_BYTES) if data else b"":
+                with open(file, "rb", closefd=False) as rest:
+                    data = b"".join((data, more, rest.read()))
+            return data
+        finally:
+            os.close(file)
+    except (OSError, ValueError) as error:
+        raise from_os(path, error) from error
 
 
 def read_range(path: str, start: int, length: int) -> bytes:

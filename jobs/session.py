@@ -120,7 +120,7 @@ def _without_servers() -> Iterator[None]:
         unneeded.append("start_log_monitor")
     kept = {name: getattr(Node, name) for name in unneeded if hasattr(Node, name)}
     for name in kept:
-        setattr(Node, name, lambda self, **_: None)
+        setattr(Node, name, lambda _, **__: None)
     try:
         yield
     finally:

@@ -4,7 +4,6 @@ import hashlib
 import threading
 import zipfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +46,12 @@ def options(batch_size: int = 4, num_threads: int = 2, probabilities: bool = Fal
 
 
 def classify_part(inputs: Sequence[Input], model: BrightestChannel, chosen: infer.Options | None = None) -> Rows:
-    chosen = chosen or options()
-    with ThreadPoolExecutor(chosen.num_threads) as pool:
-        return infer.classify_part(inputs, model, pool, threading.Lock(), chosen)
+    return infer.Workers([model], chosen or options()).rows(inputs)
 
 
 def classifier(predictions: str, images_uri: str, part_images: int = 4) -> infer.PartClassifier:
     plan = write_plan(predictions, Listing(images_uri), "model", {}, part_images, 10**9)
-    return infer.PartClassifier(predictions, plan, BrightestChannel(), options())
+    return infer.PartClassifier(predictions, plan, [BrightestChannel()], options())
 
 
 def rows_of(predictions: str, part: int = 0) -> list[dict[str, object]]:
@@ -106,7 +103,36 @@ def test_the_model_sees_the_same_batches_whoever_is_slow(folder: str, monkeypatc
     monkeypatch.setattr(images, "decode", lambda *args: (pause.wait(0.002 * len(args[0]) % 7 / 1000), real(*args))[1])
     classify_part(inputs, slow, options(num_threads=4))
     assert len(quick.batches) == len(slow.batches) == 3
-    assert all(np.array_equal(one, other) for one, other in zip(quick.batches, slow.batches, strict=True))
+    one, other = (sorted(batch.tobytes() for batch in model.batches) for model in (quick, slow))
+    assert one == other
+
+
+def test_equal_files_of_a_batch_are_inferred_once_and_all_have_their_row(
+    tmp_path: Path, jpeg_bytes: Callable[..., bytes]
+) -> None:
+    contents = [jpeg_bytes(1), b"no picture", jpeg_bytes(1), jpeg_bytes(2), b"no picture", jpeg_bytes(1)]
+    for number, data in enumerate(contents):
+        (tmp_path / f"{number}.jpg").write_bytes(data)
+    model = BrightestChannel()
+    rows = classify_part(list(Listing(str(tmp_path))), model, options(batch_size=6, probabilities=True))
+    assert [len(batch) for batch in model.batches] == [2]
+    assert rows.ids == [f"{tmp_path}/{number}.jpg" for number in range(6)]
+    assert rows.causes == [None, "not-an-image", None, None, "not-an-image", None]
+    assert rows.sha256 == [hashlib.sha256(data).hexdigest() for data in contents]
+    assert rows.probabilities is not None
+    for number in (0, 2, 5, 3):
+        (wanted,) = BrightestChannel().predict(images.decode(contents[number], (8, 8)).pixels[None])
+        assert np.array_equal(rows.probabilities[number], wanted)
+
+
+@given(st.lists(st.integers(-1, 2 * infer.BATCH_BYTES), max_size=60), st.integers(1, 20))
+def test_batches_cover_a_part_once_and_close_where_they_are_full(sizes: list[int], batch_size: int) -> None:
+    inputs = [Input("", f"{number}", 0, size, 0, None, None) for number, size in enumerate(sizes)]
+    cuts = list(infer.cut_batches(inputs, batch_size))
+    assert [index for start, stop in cuts for index in range(start, stop)] == list(range(len(inputs)))
+    for start, stop in cuts:
+        assert 1 <= stop - start <= batch_size
+        assert sum(max(0, size) for size in sizes[start : stop - 1]) < infer.BATCH_BYTES
 
 
 def test_a_part_is_committed_once_and_the_loser_reports_the_winners_file(folder: str, any_prefix: str) -> None:
