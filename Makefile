@@ -51,7 +51,7 @@ web: ## bring what the page needs to run a model in the browser (needs npm); job
 		cp $(addprefix node_modules/onnxruntime-web/dist/,$(ORT)) vendor/ && rm -rf node_modules
 
 clean: ## remove caches, work/demo and bench results; .venv and data of yours stay
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis work/demo bench/results.json
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis work/demo bench/results.json bench/results.png
 	find fruitcnn jobs cluster bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv comes from the package index that pip uses; some systems ship python3 without venv, hence the second way.

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import CASES
+from bench.chart import draw
 from bench.data import Data, open_data
 from bench.machine import machine, versions
 from bench.measure import ROOT, BenchError, Case, Round, play, rate_range, ratio
 from bench.table import report
 
 RESULTS = ROOT / "bench" / "results.json"
+PICTURE = RESULTS.with_suffix(".png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +53,8 @@ def _run(asked: argparse.Namespace, data: Data) -> int:
             RESULTS.write_text(json.dumps(about | {"cases": measured}, indent=1) + "\n")
     finally:
         if measured:
-            print(f"{report(about, measured)}\neverything: {RESULTS}")
+            draw(about, measured, PICTURE)
+            print(f"{report(about, measured)}\neverything: {RESULTS}, {PICTURE}")
     return 0
 
 
