@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,10 @@ import numpy as np
 from fruitcnn import storage
 
 _LOG = logging.getLogger(__name__)
+OUTAGE_SECONDS = 180.0
+"""How long a store may be away while a checkpoint is due; training goes on meanwhile, until the next one is due."""
+
+_PAUSE_SECONDS = 2.0
 
 
 class State(NamedTuple):
@@ -122,14 +127,26 @@ class Writer:
             raise error
 
     def _write(self, state: State, score: float | None, facts: dict[str, Any], first: Callable[[], None]) -> None:
+        give_up_at = time.monotonic() + OUTAGE_SECONDS
         try:
-            first()
-            name = save(self.run, state, facts)
-            if score is not None and score >= self.best_score:
-                self.best, self.best_score = name, score
-            prune(self.run, self.keep, self.best)
+            while True:
+                try:
+                    self._write_once(state, score, facts, first)
+                    return
+                except storage.UnavailableError as error:
+                    if time.monotonic() > give_up_at:
+                        raise
+                    _LOG.warning("checkpoint of step %d waits: %s", state.step, error)
+                    time.sleep(_PAUSE_SECONDS)
         except (OSError, ValueError) as error:
             self._error = error
+
+    def _write_once(self, state: State, score: float | None, facts: dict[str, Any], first: Callable[[], None]) -> None:
+        first()
+        name = save(self.run, state, facts)
+        if score is not None and score >= self.best_score:
+            self.best, self.best_score = name, score
+        prune(self.run, self.keep, self.best)
 
 
 def _pack(arrays: Sequence[np.ndarray]) -> bytes:

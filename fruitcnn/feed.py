@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from fruitcnn.sampling import Order, rank_slice, row_keys
 
 _BATCHES_AHEAD = 8
+
+
+class Pictures(Protocol):
+    """Where the pixels of a split come from: InMemory here, or stream.Stream."""
+
+    def ahead(self, wanted: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the pictures of each request, uint8 (n, H, W, 3), of int64 (n,) rows; requests are taken ahead."""
+
+
+class InMemory(NamedTuple):
+    """All pictures of a split, uint8 (N, H, W, 3), mapped or in memory."""
+
+    pixels: np.ndarray
+
+    def ahead(self, wanted: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the pictures of each request, uint8 (n, H, W, 3), of int64 (n,) rows."""
+        return (self.pixels[rows] for rows in wanted)
 
 
 class Batch(NamedTuple):
@@ -27,23 +45,21 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Feed:
-    """The batches of one worker; `train_rows` maps positions of `order` to rows of `pixels`, validation left out."""
+    """The batches of one worker; `train_rows` maps positions of `order` to rows of the split, validation left out."""
 
     order: Order
     train_rows: np.ndarray
-    pixels: np.ndarray
+    pictures: Pictures
     labels: np.ndarray
     global_batch_size: int
     rank: int
     world_size: int
 
-    def batch(self, step: int) -> Batch:
-        """Return this worker's piece of the global batch of `step`."""
+    def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (epochs, rows of the split) of this worker's piece of the global batch of `step`, int64 (n,)."""
         piece = rank_slice(self.global_batch_size, self.rank, self.world_size)
         epochs, positions = self.order.batch(step, self.global_batch_size)
-        rows = self.train_rows[positions[piece]]
-        keys = row_keys(self.order.seed, epochs[piece], rows)
-        return Batch(step, self.pixels[rows], self.labels[rows], keys, rows)
+        return epochs[piece], self.train_rows[positions[piece]]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of steps start..stop-1; up to eight are ready ahead of use."""
@@ -61,8 +77,13 @@ class Feed:
 
     def _fill(self, ready: queue.Queue, start: int, stop: int, abandoned: threading.Event) -> None:
         try:
-            for step in range(start, stop):
-                _offer(ready, self.batch(step), abandoned)
+            plans, again = itertools.tee((step, *self.rows(step)) for step in range(start, stop))
+            pictures = self.pictures.ahead(rows for _, _, rows in again)
+            for (step, epochs, rows), images in zip(plans, pictures, strict=True):
+                keys = row_keys(self.order.seed, epochs, rows)
+                _offer(ready, Batch(step, images, self.labels[rows], keys, rows), abandoned)
+                if abandoned.is_set():
+                    return
             _offer(ready, None, abandoned)
         except Exception as error:  # noqa: BLE001 - handed to the step loop, which raises it
             _offer(ready, error, abandoned)

@@ -10,16 +10,16 @@ import datetime
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fruitcnn import checkpoints, event_files, runs
-from fruitcnn.feed import Batch, Feed
+from fruitcnn.feed import Batch, Feed, Pictures
 from fruitcnn.recipe import TrainConfig
-from fruitcnn.replica import Replica, Score
+from fruitcnn.replica import EVALUATION_ROWS, Replica, Score
 from fruitcnn.runs import Facts
-from fruitcnn.sampling import evaluation_slice
+from fruitcnn.sampling import evaluation_batches
 from fruitcnn.schedule import is_over, rate_scale
 
 _NUM_RECORDS = 100
@@ -29,11 +29,11 @@ _PARTS = ("training", "evaluation", "checkpoint", "input_wait", "compute", "all_
 Report = Callable[[int, str], None]
 
 
-@dataclass
-class Rows:
-    """Pictures and labels of a split to be scored: uint8 (N, H, W, 3) and int64 (N,)."""
+class Rows(NamedTuple):
+    """Rows of a split to be scored: int64 (n,) numbers of rows, where their pictures are, and int64 (n,) labels."""
 
-    images: np.ndarray
+    rows: np.ndarray
+    pictures: Pictures
     labels: np.ndarray
 
 
@@ -188,8 +188,10 @@ class Loop:
         self.lines.append(line | {"seconds": seconds, "time": round(time.time(), 3)} | more)
 
     def _score(self, rows: Rows) -> Score:
-        piece = evaluation_slice(len(rows.labels), self.feed.rank, self.feed.world_size)
-        return self.replica.evaluate(rows.images[piece], rows.labels[piece])
+        rank, world_size = self.feed.rank, self.feed.world_size
+        batches = list(evaluation_batches(len(rows.rows), rank, world_size, EVALUATION_ROWS))
+        pictures = rows.pictures.ahead(rows.rows[batch] for batch in batches)
+        return self.replica.evaluate(zip(pictures, (rows.labels[batch] for batch in batches), strict=True))
 
     def _validate(self) -> None:
         asked = time.monotonic()

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -128,8 +129,17 @@ def blocks(split: Split) -> list[Block]:
     return found
 
 
-def decode_block(dataset_uri: str, block: Block, input_px: tuple[int, int], max_pixels: int) -> Decoded:
-    """Read one block from its shard, check and decode its pictures; raises as load_pixels does."""
+def decode_block(
+    dataset_uri: str,
+    block: Block,
+    input_px: tuple[int, int],
+    max_pixels: int,
+    wanted: Sequence[int] | None = None,
+) -> Decoded:
+    """Read one block from its shard, check and decode its pictures; raises as load_pixels does.
+
+    wanted: positions in the block to decode, in this order; None for all.
+    """
     batches = list(read_rows(dataset_uri, block.shard, row_groups=[block.row_group]))
     table = pa.Table.from_batches(batches)
     shard_uri = storage.join(dataset_uri, block.shard)
@@ -138,6 +148,8 @@ def decode_block(dataset_uri: str, block: Block, input_px: tuple[int, int], max_
             f"{shard_uri}: row group {block.row_group} has {len(table)} rows, the manifest promises {block.num_rows}; "
             "restore the shard"
         )
+    if wanted is not None:
+        table = table.take(list(wanted))
     image, ids = table["image"].combine_chunks(), table["id"].to_pylist()
     paths = image.field("path")
     pixels = np.empty((len(table), *input_px, 3), np.uint8)

@@ -8,7 +8,7 @@ process on the union batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from fruitcnn.models import build_model
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.schedule import warmup_steps
 
-_EVALUATION_ROWS = 256
+EVALUATION_ROWS = 256
 
 
 class Score(NamedTuple):
@@ -75,16 +75,16 @@ class Replica:
         """
         return self._step(tf.constant(images), tf.constant(labels), tf.constant(keys))
 
-    def evaluate(self, images: np.ndarray, labels: np.ndarray) -> Score:
+    def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Score:
         """Score this worker's rows of a split and add the other workers'; all workers must call it together.
 
-        With weight averaging it is the averaged weights that are scored.
+        `batches` are images, uint8 (n, H, W, 3), and labels, int64 (n,), n at most EVALUATION_ROWS. With weight
+        averaging it is the averaged weights that are scored.
         """
         sums = np.zeros(3)
         with self._with_averaged_weights():
-            for start in range(0, len(labels), _EVALUATION_ROWS):
-                piece = slice(start, start + _EVALUATION_ROWS)
-                sums += self._padded_score(images[piece], labels[piece])
+            for images, labels in batches:
+                sums += self._padded_score(images, labels)
         loss, num_right, num_rows = self.sum_over_workers(sums)
         return Score(loss / max(1, num_rows), num_right / max(1, num_rows), int(num_rows))
 
@@ -192,7 +192,7 @@ class Replica:
         return tf.stack([loss, _num_right(labels, probabilities, real), tf.reduce_sum(real)])
 
     def _padded_score(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        missing = _EVALUATION_ROWS - len(labels)
+        missing = EVALUATION_ROWS - len(labels)
         real = np.pad(np.ones(len(labels), np.float32), (0, missing))
         images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
         return np.asarray(

@@ -113,6 +113,12 @@ def evaluation_slice(num_rows: int, rank: int, world_size: int) -> slice:
     return slice(num_rows * rank // world_size, num_rows * (rank + 1) // world_size)
 
 
+def evaluation_batches(num_rows: int, rank: int, world_size: int, batch_rows: int) -> Iterator[np.ndarray]:
+    """Yield the rows of evaluation_slice in batches of `batch_rows`, int64; the last one may be smaller."""
+    rows = np.arange(num_rows)[evaluation_slice(num_rows, rank, world_size)]
+    yield from (rows[start : start + batch_rows] for start in range(0, len(rows), batch_rows))
+
+
 def validation_mask(groups: Sequence[str], paths: Sequence[str], fraction: float, seed: int) -> np.ndarray:
     """Choose validation rows of a training split, bool (num_rows,): one run of neighbouring frames per group.
 

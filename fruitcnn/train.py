@@ -38,6 +38,8 @@ _POLL_SECONDS = 0.5
 _FROZEN_SECONDS = 40
 # Starting Python and importing Ray, twice at once on a busy or cold machine, takes longer than Ray's 60 seconds.
 _START_SECONDS = 110
+# How often an elastic run looks for room for more workers.
+_RESIZE_SECONDS = 30
 
 
 def train(config: TrainConfig, progress: Progress, session: Session = nullcontext) -> dict[str, Any]:
@@ -102,35 +104,62 @@ def _validation_mask(config: TrainConfig, manifest: Manifest) -> np.ndarray:
 def _fit(config: TrainConfig, facts: Facts, board: Any, called_at: float) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_SECONDS))
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(_FROZEN_SECONDS))
-    cpus = config.cpus_per_worker or max(1, int(ray.cluster_resources().get("CPU", 1)) // config.num_workers)
-    resources = {"CPU": cpus, **({"GPU": 1} if config.use_gpu else {})}
+    # A process of its own that asks for nodes about to be taken away: checkpoints are frequent enough without it.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    cpus = config.cpus_per_worker or _cpus_per_worker(config)
     scaling = ray.train.ScalingConfig(
-        num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
+        num_workers=(config.min_workers, config.num_workers) if config.min_workers else config.num_workers,
+        use_gpu=config.use_gpu,
+        resources_per_worker={"CPU": cpus, **({"GPU": 1} if config.use_gpu else {})},
+        elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
     )
     job = {"config": config.model_dump(), "facts": asdict(facts), "cpus": cpus, "board": board, "called_at": called_at}
+    job["group_sizes"] = config.group_sizes()
     for failures_left in reversed(range(config.max_failures + 1)):
         try:
             # Ray wants a folder for its own records; what lasts is in the run folder.
             with tempfile.TemporaryDirectory(prefix="fruitcnn-train-") as folder:
+                ray.get(board.begin.remote())
                 Trainer(
                     work,
                     train_loop_config=job | {"fit_at": time.time()},
                     backend_config=TensorFlow(),
                     scaling_config=scaling,
                     run_config=ray.train.RunConfig(name="fruitcnn", storage_path=folder),
+                    has_started=lambda: ray.get(board.has_started.remote()),
+                    start_seconds=_START_SECONDS,
                 ).fit()
                 return
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             if not failures_left or not is_loss_of_workers(error):
                 raise
             ray.get(board.note.remote(f"a worker was lost; going on from the last checkpoint ({failures_left} left)"))
 
 
+def _cpus_per_worker(config: TrainConfig) -> int:
+    if config.min_workers:
+        # Nodes come and go: one worker on each.
+        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        return max(1, int(min(filter(None, nodes), default=1)))
+    return max(1, int(ray.cluster_resources().get("CPU", 1)) // config.num_workers)
+
+
 class _Board:
-    """Where rank 0 leaves word of its progress for the driver."""
+    """Where workers leave word for the driver: that they have started, and rank 0 how far it is."""
 
     def __init__(self) -> None:
-        self.done, self.text = 0, "starting: Ray starts the workers"
+        self.done, self.text = 0, ""
+        self.num_started, self.num_expected = 0, 1
+
+    def begin(self) -> None:
+        self.num_started, self.num_expected = 0, 1
+        self.text = f"{self.text}; " * bool(self.text) + "starting: Ray starts the workers"
+
+    def start(self, world_size: int) -> None:
+        self.num_started, self.num_expected = self.num_started + 1, world_size
+
+    def has_started(self) -> bool:
+        return self.num_started >= self.num_expected
 
     def post(self, done: int, text: str) -> None:
         self.done, self.text = done, text

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -14,6 +17,7 @@ import ray.train
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 # TensorFlow's errors in a collective whose other side is gone.
@@ -21,11 +25,40 @@ _ERRORS_OF_PEERS = ("UnavailableError", "AbortedError", "CancelledError", "Deadl
 
 
 class Trainer(DataParallelTrainer):
-    """Ray's trainer without its PlacementGroupCleaner and without its answer to Ctrl-C.
+    """Ray's trainer with a limit to its start, without its PlacementGroupCleaner and its answer to Ctrl-C.
 
     On a busy machine the cleaner took an empty answer of Ray's state API for a dead controller and took the workers
     away from a healthy run (seen with Ray 2.60). Without it they go when the driver's job ends.
     """
+
+    def __init__(self, *arguments: Any, has_started: Callable[[], bool], start_seconds: float, **named: Any) -> None:
+        """`has_started` is asked until it says yes; where it does not within `start_seconds`, fit raises RayActorError.
+
+        Ray waits without a limit for a worker that freezes before the training function runs.
+        """
+        super().__init__(*arguments, **named)
+        self._has_started, self._start_seconds, self._ended = has_started, start_seconds, threading.Event()
+
+    def fit(self) -> Any:
+        """Run the training function on the group. Raises as Ray's does."""
+        try:
+            return super().fit()
+        finally:
+            self._ended.set()
+
+    def _initialize_and_run_controller(self, **named: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            named["scaling_policy"] = _Dividing(self.scaling_config, self.train_loop_config["group_sizes"])
+        return super()._initialize_and_run_controller(**named)
+
+    def _watch_start(self, controller: Any) -> None:
+        give_up_at = time.monotonic() + self._start_seconds
+        while not self._ended.wait(1):
+            if self._has_started():
+                return
+            if time.monotonic() > give_up_at:
+                ray.kill(controller)
+                return
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -34,7 +67,19 @@ class Trainer(DataParallelTrainer):
     def _register_sigint_handler(self, controller: Any) -> None:
         # Ray's handler ends the process with exit code 1 and not a word, and stays when the run is over. Python's own
         # raises KeyboardInterrupt, and the workers go with the session or with the last reference to the controller.
-        pass
+        threading.Thread(target=self._watch_start, args=(controller,), daemon=True, name="start").start()
+
+
+class _Dividing(ElasticScalingPolicy):
+    """As many workers as the cluster has room for, of the group sizes into which the global batch divides."""
+
+    def __init__(self, scaling_config: ray.train.ScalingConfig, sizes: Sequence[int]) -> None:
+        super().__init__(scaling_config)
+        self._sizes = sizes
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        room = super()._count_possible_workers(reserved_resources)
+        return max((size for size in self._sizes if size <= room), default=0)
 
 
 class TensorFlow(BackendConfig):
@@ -75,6 +120,8 @@ def _introduce(addresses: list[str], index: int) -> None:
 
 def is_loss_of_workers(error: BaseException) -> bool:
     """Whether processes or nodes went away, rather than that some code of ours raised."""
+    if isinstance(error, ray.exceptions.RayActorError):  # the controller: see Trainer
+        return True
     failures = [_innermost(failure) for failure in getattr(error, "worker_failures", {}).values()]
     lost = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, WorkerHealthCheckTimeoutError)
     return bool(failures) and all(

@@ -14,12 +14,12 @@ import numpy as np
 import ray.train
 
 from fruitcnn import warm
-from fruitcnn.manifest import Manifest, load_manifest
-from fruitcnn.pixels import load_pixels
+from fruitcnn.manifest import load_manifest
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.runs import Facts
-from fruitcnn.sampling import Order, validation_mask
+from fruitcnn.sampling import Order
 from fruitcnn.schedule import balanced_weights
+from fruitcnn.splits import open_split
 
 
 def work(job: dict[str, Any]) -> None:
@@ -30,6 +30,8 @@ def work(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
 
+    board.start.remote(world_size)
+
     def say(text: str) -> None:
         if rank == 0:
             board.note.remote(text)
@@ -38,8 +40,8 @@ def work(job: dict[str, Any]) -> None:
     manifest = load_manifest(config.dataset, facts.dataset_version)
     with ThreadPoolExecutor(2) as pool:
         # Decoding needs no TensorFlow, whose import takes seconds: both at once.
-        size = (config.input_px, config.input_px)
-        splits = {name: pool.submit(_load, config, manifest, name, size) for name in manifest.splits}
+        num_here = context.get_local_world_size()
+        splits = {name: pool.submit(open_split, config, manifest, name, num_here) for name in manifest.splits}
         from fruitcnn.feed import Feed
         from fruitcnn.loop import Loop, Rows
         from fruitcnn.replica import Replica
@@ -47,27 +49,28 @@ def work(job: dict[str, Any]) -> None:
         strategy = make_strategy(world_size, job["cpus"])
         clock.lap("imports")
         say("starting: pictures are decoded")
-        pixels = splits["train"].result()
-        mask = validation_mask(list(pixels.groups), list(pixels.paths), config.validation_fraction, config.seed)
-        test = Rows(splits["test"].result().pixels, splits["test"].result().labels) if "test" in splits else None
+        split = splits["train"].result()
+        mask = split.is_validation(config)
+        tested = splits["test"].result() if "test" in splits else None
     clock.lap("pixels")
     say("starting: the network is built and compiled")
     num_classes = len(facts.classes)
-    num_by_class = np.bincount(pixels.labels[~mask], minlength=num_classes).tolist()
+    num_by_class = np.bincount(split.labels[~mask], minlength=num_classes).tolist()
     weights = balanced_weights(num_by_class) if config.class_weights == "balanced" else None
     replica = Replica(config, num_classes, facts.num_steps, strategy, weights)
     if config.initial_model:
         warm.start_from(config.initial_model, replica.model, facts.classes)
     feed = Feed(
-        Order(facts.num_train_rows, config.seed),
+        Order(facts.num_train_rows, config.seed, config.window_rows),
         np.flatnonzero(~mask),
-        pixels.pixels,
-        pixels.labels,
+        split.pictures,
+        split.labels,
         config.global_batch_size,
         rank,
         world_size,
     )
-    validation = Rows(pixels.pixels[mask], pixels.labels[mask])
+    validation = Rows(np.flatnonzero(mask), split.scored, split.labels[mask])
+    test = Rows(tested.all_rows, tested.scored, tested.labels) if tested else None
     loop = Loop(config, facts, feed, replica, validation, lambda done, note: board.post.remote(done, note))
     clock.lap("model")
     loop.run()
@@ -88,10 +91,6 @@ class _Clock:
         """`part` ends now."""
         now = now or time.time()
         self.seconds[part], self.last = round(now - self.last, 2), now
-
-
-def _load(config: TrainConfig, manifest: Manifest, split: str, size: tuple[int, int]) -> Any:
-    return load_pixels(config.dataset, split, size, cache_dir=config.cache_dir or None, manifest=manifest)
 
 
 def make_strategy(world_size: int, num_threads: int) -> Any:

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from fruitcnn.feed import Feed
+from fruitcnn.feed import Feed, InMemory
 from fruitcnn.sampling import Order
 
 PIXELS = np.arange(200 * 2 * 2 * 3, dtype=np.uint8).reshape(200, 2, 2, 3)
@@ -14,7 +14,7 @@ TRAIN_ROWS = np.flatnonzero(np.arange(200) % 10 != 0)
 
 
 def feed(rank: int = 0, world_size: int = 1, pixels: np.ndarray = PIXELS) -> Feed:
-    return Feed(Order(len(TRAIN_ROWS), 1), TRAIN_ROWS, pixels, LABELS, 32, rank, world_size)
+    return Feed(Order(len(TRAIN_ROWS), 1), TRAIN_ROWS, InMemory(pixels), LABELS, 32, rank, world_size)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -40,7 +40,10 @@ def config(dataset: str, run: Path, **given: Any) -> TrainConfig:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    return "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def final_weights(run: Path) -> list[np.ndarray]:
@@ -93,7 +96,8 @@ def test_a_killed_worker_costs_nothing_but_time(dataset: str, undisturbed: Path,
     def kill_one() -> None:
         while not checkpoints.complete(str(run)):
             time.sleep(0.05)
-        workers = [each for each in psutil.process_iter(["cmdline"]) if is_worker(each)]
+        # Of this process's own Ray session: others may train on this machine too.
+        workers = [each for each in psutil.Process().children(recursive=True) if is_worker(each)]
         workers[-1].send_signal(signal.SIGKILL)
         killed.append(workers[-1].pid)
 

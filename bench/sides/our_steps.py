@@ -16,7 +16,7 @@ from bench.sides.training import BATCH, PROBE_STEPS, load, num_epochs
 
 def main(folder: str) -> None:
     """Time the steps after some that warm up and tell how long to measure."""
-    from fruitcnn.feed import Feed
+    from fruitcnn.feed import Feed, InMemory
     from fruitcnn.recipe import TrainConfig
     from fruitcnn.replica import Replica
     from fruitcnn.sampling import Order
@@ -28,7 +28,7 @@ def main(folder: str) -> None:
     )
     strategy = make_strategy(1, len(os.sched_getaffinity(0)))
     replica = Replica(config, int(labels.max()) + 1, 1, strategy)
-    feed = Feed(Order(len(labels), 0), np.arange(len(labels)), images, labels, BATCH, 0, 1)
+    feed = Feed(Order(len(labels), 0), np.arange(len(labels)), InMemory(images), labels, BATCH, 0, 1)
     _timed_steps(replica, feed, 0, PROBE_STEPS)
     probe_seconds = _timed_steps(replica, feed, PROBE_STEPS, 2 * PROBE_STEPS)
     num_images = num_epochs(len(labels), probe_seconds) * len(labels)

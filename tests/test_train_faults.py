@@ -1,0 +1,206 @@
+"""train.py under fault: kills at random steps, frozen workers, deaths at the start. FRUITCNN_ROUNDS=10: the long way.
+
+Whatever happens, the run ends with the weights of one never disturbed, and has trained on exactly the planned rows.
+"""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from fruitcnn import checkpoints, runs
+from fruitcnn.manifest import load_manifest
+from fruitcnn.recipe import TrainConfig
+from fruitcnn.sampling import Order, rank_slice
+from fruitcnn.shard_config import ShardConfig
+from fruitcnn.shards import write_dataset
+from jobs.cli import progress
+from tests import recording_work
+from tests.test_train import final_weights, silent
+
+pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(3600)]
+
+NUM_ROUNDS = int(os.environ.get("FRUITCNN_ROUNDS", "2"))
+NUM_STEPS, BATCH = 16 * max(2, NUM_ROUNDS), 64
+
+
+@pytest.fixture(scope="module")
+def dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("faults") / "dataset")
+    write_dataset(ShardConfig(source="synthetic:4x60", dataset=uri), progress)
+    return uri
+
+
+@pytest.fixture(autouse=True)
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fruitcnn.train.work", recording_work.work)
+
+
+def config(dataset: str, run: Path, **given: Any) -> TrainConfig:
+    length = {"images_seen": BATCH * NUM_STEPS, "max_epochs": 1000, "num_evaluations": NUM_STEPS // 2}
+    recipe = {"learning_rate": 1e-3, "optimizer": "sgd", "rotate_degrees": 10, "zoom": 0.1, "brightness": 0.1}
+    defaults = length | recipe | {"checkpoint_seconds": 1}
+    return TrainConfig(dataset=dataset, run=str(run), **(defaults | given))
+
+
+def workers() -> list[psutil.Process]:
+    """The training workers of this process's own Ray session, whatever else runs on this machine."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def last_step(run: Path) -> int:
+    names = checkpoints.complete(str(run))
+    return int(names[-1].rpartition("-")[2]) if names else 0
+
+
+class Disturber:
+    """A thread that waits for `when` and then sends `signal_` to a worker drawn at random."""
+
+    def __init__(self, signal_: signal.Signals, when: Callable[[], bool]) -> None:
+        self.signal_, self.when, self.hit = signal_, when, list[tuple[psutil.Process, float]]()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self.ended.is_set():
+            time.sleep(0.05)
+            if self.when() and (found := workers()):
+                victim = random.choice(found)
+                victim.send_signal(self.signal_)
+                self.hit.append((victim, time.monotonic()))
+                return
+
+    def __enter__(self) -> "Disturber":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+
+def assert_as_planned(settings: TrainConfig, undisturbed: Path) -> None:
+    """The ids consumed are those of the plan, step by step, and the weights those of the run never disturbed."""
+    manifest = load_manifest(settings.dataset)
+    facts = runs.Facts(**read_facts(settings.run))
+    order = Order(facts.num_train_rows, settings.seed)
+    train_rows = np.array(sorted({row for *_, rows in recording_work.taken(settings.run) for row in rows}))
+    assert len(train_rows) == facts.num_train_rows < manifest.split("train").num_rows
+    steps = dict[tuple[int, int], set[int]]()
+    for rank, world_size, step, rows in recording_work.taken(settings.run):
+        planned = train_rows[order.batch(step, BATCH)[1][rank_slice(BATCH, rank, world_size)]]
+        assert rows == planned.tolist(), f"incorrect ids at step {step} of rank {rank} of {world_size}"
+        steps.setdefault((step, world_size), set()).add(rank)
+    whole = {step for (step, world_size), ranks in steps.items() if len(ranks) == world_size}
+    assert whole == set(range(facts.num_steps)), "missing steps"
+    for ours, theirs in zip(final_weights(Path(settings.run)), final_weights(undisturbed), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def read_facts(run: str) -> dict[str, Any]:
+    from dataclasses import fields
+
+    from fruitcnn import storage
+
+    found = storage.read_json(storage.join(run, "config.json"))
+    return {field.name: found[field.name] for field in fields(runs.Facts)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one worker that nothing happened to."""
+    from fruitcnn.train import train
+
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(config(dataset, run), silent)
+    return run
+
+
+def test_killed_at_random_steps_a_run_ends_as_one_never_killed(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
+    """Two kills a command: Ray answers the first, the second ends it; then the same command, with one worker or two."""
+    from fruitcnn.train import train
+
+    run, kills = tmp_path / "run", list[int]()
+    draw = random.Random(int(os.environ.get("FRUITCNN_SEED", "0")))
+    for number in range(NUM_ROUNDS // 2):
+        killer = threading.Thread(target=kill_twice, args=(run, draw, kills), daemon=True)
+        killer.start()
+        with pytest.raises((ray.train.TrainingFailedError, ray.exceptions.RayActorError)):
+            train(config(dataset, run, num_workers=2 - number % 2, max_failures=1), silent)
+        killer.join()
+    train(config(dataset, run, num_workers=1), silent)
+    print(f"\nkilled {len(kills)} times, when the newest checkpoints were {kills} of {NUM_STEPS}")
+    assert len(kills) == NUM_ROUNDS // 2 * 2
+    assert_as_planned(config(dataset, run), undisturbed)
+
+
+def kill_twice(run: Path, draw: random.Random, kills: list[int]) -> None:
+    """Kill a random worker some steps from here, and another one some steps after that."""
+    for _ in range(2):
+        target, pause = last_step(run) + draw.randint(1, 6), draw.random() / 2
+        while last_step(run) < target or not workers():
+            time.sleep(0.05)
+        time.sleep(pause)
+        kills.append(last_step(run))
+        draw.choice(workers()).send_signal(signal.SIGKILL)
+
+
+def test_a_frozen_worker_is_noticed_and_the_run_goes_on(
+    dataset: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fruitcnn.train import train
+
+    if NUM_ROUNDS <= 2:
+        monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "15")
+    run, gone = tmp_path / "run", list[float]()
+
+    def watch(disturber: Disturber) -> None:
+        while not disturber.hit:
+            time.sleep(0.1)
+        psutil.wait_procs([disturber.hit[0][0]], timeout=300)
+        gone.append(time.monotonic() - disturber.hit[0][1])
+
+    with Disturber(signal.SIGSTOP, lambda: last_step(run) >= 2) as disturber:
+        watcher = threading.Thread(target=watch, args=(disturber,), daemon=True)
+        watcher.start()
+        train(config(dataset, run, num_workers=2), silent)
+        watcher.join(10)
+    print(f"\nthe frozen worker was gone after {gone[0]:.0f} s")
+    assert gone[0] < 60
+    assert_as_planned(config(dataset, run), undisturbed)
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_lost_during_the_start_is_noticed_and_the_run_goes_on(
+    dataset: str, undisturbed: Path, tmp_path: Path, signal_: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fruitcnn import train as train_module
+
+    if NUM_ROUNDS <= 2:
+        monkeypatch.setattr(train_module, "_START_SECONDS", 30)
+    run = tmp_path / "run"
+    started = time.monotonic()
+    with Disturber(signal_, lambda: bool(workers())) as disturber:
+        train_module.train(config(dataset, run, num_workers=2), silent)
+    victim, hit = disturber.hit[0]
+    resumed = min(path.stat().st_mtime for path in Path(f"{run}.taken").iterdir()) - time.time() + time.monotonic()
+    print(
+        f"\n{signal_.name} {hit - started:.0f} s after the call; the run was in its steps {resumed - hit:.0f} s later"
+    )
+    assert not victim.is_running()
+    assert_as_planned(config(dataset, run), undisturbed)
