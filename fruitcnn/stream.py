@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -123,7 +123,7 @@ class Stream:
         half[where] = found.pixels[back]
 
     @staticmethod
-    def _allocate(folder: Path, num_bytes: int) -> tempfile._TemporaryFileWrapper:
+    def _allocate(folder: Path, num_bytes: int) -> IO[bytes]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the stream

@@ -35,7 +35,7 @@ Session = Callable[[], AbstractContextManager[None]]
 
 _POLL_SECONDS = 0.5
 # A worker that says nothing for so long is frozen: Ray's own limit is ten minutes.
-_FROZEN_SECONDS = 40
+_FROZEN_SECONDS = 35
 # Starting Python and importing Ray, twice at once on a busy or cold machine, takes longer than Ray's 60 seconds.
 _START_SECONDS = 110
 # How often an elastic run looks for room for more workers.

@@ -1,7 +1,5 @@
 """train.py: a run ends as if no worker had been killed; the same command again changes nothing."""
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from fruitcnn import checkpoints, runs, storage
@@ -37,13 +34,6 @@ def dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 def config(dataset: str, run: Path, **given: Any) -> TrainConfig:
     defaults = {"images_seen": 64 * 24, "num_evaluations": 2, "learning_rate": 1e-3, "optimizer": "sgd"}
     return TrainConfig(dataset=dataset, run=str(run), **(defaults | given))
-
-
-def is_worker(process: psutil.Process) -> bool:
-    try:
-        return "RayTrainWorker" in " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
 
 
 def final_weights(run: Path) -> list[np.ndarray]:
@@ -84,31 +74,6 @@ def test_a_run_of_another_config_is_refused(dataset: str, undisturbed: Path) -> 
 
     with pytest.raises(UsageError, match="seed: there 0, here 9"):
         train(config(dataset, undisturbed, seed=9), silent)
-
-
-@pytest.mark.fault
-def test_a_killed_worker_costs_nothing_but_time(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
-    """Two workers, one killed after the first checkpoint: the weights are those of one worker never killed."""
-    from fruitcnn.train import train
-
-    run, killed = tmp_path / "run", list[int]()
-
-    def kill_one() -> None:
-        while not checkpoints.complete(str(run)):
-            time.sleep(0.05)
-        # Of this process's own Ray session: others may train on this machine too.
-        workers = [each for each in psutil.Process().children(recursive=True) if is_worker(each)]
-        workers[-1].send_signal(signal.SIGKILL)
-        killed.append(workers[-1].pid)
-
-    # An evaluation every other step, so that there is a middle to be killed in.
-    given = config(dataset, run, num_workers=2, num_evaluations=12)
-    thread = threading.Thread(target=kill_one, daemon=True)
-    thread.start()
-    train(given, silent)
-    assert killed
-    for ours, theirs in zip(final_weights(run), final_weights(undisturbed), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_what_the_user_can_mend_is_not_tried_again(dataset: str, tmp_path: Path) -> None:
