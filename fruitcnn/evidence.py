@@ -79,13 +79,13 @@ def read_predictions(predictions: str, truth: "Truth | None") -> Evidence:
     """Stream all parts under a normalised URI into a Tally. StorageError if one cannot be read."""
     tally = Tally()
     manifest = load_manifest(predictions)
-    for number, rows in _parts(predictions, manifest):
+    for number, rows in parts(predictions, manifest):
         labels = truth.of(rows["id"]) if truth else pa.nulls(len(rows), pa.string())
         tally.add(number, rows.append_column("truth", labels))
     return Evidence(tally, manifest, load_plan(predictions))
 
 
-def _parts(predictions: str, manifest: RunManifest | None) -> Iterator[tuple[int, pa.Table]]:
+def parts(predictions: str, manifest: RunManifest | None) -> Iterator[tuple[int, pa.Table]]:
     """(number, rows) of each part, in order, a few read ahead."""
     if manifest:
         paths = [part.path for part in manifest.parts]

@@ -14,7 +14,10 @@ import numpy.typing as npt
 from fruitcnn import charts, evidence, storage
 from fruitcnn.errors import UsageError
 from fruitcnn.evidence import Evidence, RunRecords, Truth
+from fruitcnn.gate import Verdict
 from fruitcnn.manifest import Manifest, load_manifest
+from fruitcnn.paired import Flips
+from fruitcnn.plan import load_plan
 from fruitcnn.scores import Example, Pair, accuracy, class_scores, confused_pairs, count_by
 from fruitcnn.wording import FILTERS
 
@@ -23,6 +26,17 @@ MAX_CLASS_ROWS = 1000
 """Rows of the table of classes: with more, it holds the least accurate ones (without truth: the most frequent)."""
 
 _NUM_PREVIEWS = 8
+
+
+class Decision(NamedTuple):
+    """What a gate decided about the model of the report, and which labels change if it becomes champion."""
+
+    verdict: Verdict
+    champion: int | None
+    """Version that it was compared with; None: it is the first."""
+    images: str | None
+    """Where the pictures of `flips` come from; None: the held-out ones."""
+    flips: Flips | None
 
 
 class AugmentedPreview(NamedTuple):
@@ -39,12 +53,14 @@ def write_report(
     dataset: str | None = None,
     predictions: str | None = None,
     augmented: AugmentedPreview | None = None,
+    decision: Decision | None = None,
 ) -> str:
     """Write the report of what is given and return its URI: report_uri, a path or s3:// URI ending in .html.
 
     run: the folder train wrote; dataset: the data set, for the truth of its Test split; predictions: the folder
-    classify wrote. UsageError if there is neither run nor predictions, or no such data set; StorageError if a file
-    that must be there cannot be read. The same inputs give the same bytes.
+    classify wrote; decision: of a retraining, what became of its challenger. UsageError if there is neither run nor
+    predictions, or no such data set; StorageError if a file that must be there cannot be read.
+    The same inputs give the same bytes.
     """
     if run is None and predictions is None:
         raise UsageError("report: got neither a run nor predictions, wanted one of them or both")
@@ -61,6 +77,9 @@ def write_report(
         predictions = storage.normalise(predictions)
         truth = Truth(dataset, manifest) if dataset and manifest else None
         page |= _predicted(predictions, evidence.read_predictions(predictions, truth), manifest)
+    if decision:
+        page |= _decided(decision)
+        page["pictures"] = page.get("pictures", {}) | page.pop("flip_pictures")
     page["configuration"] = _configuration(records, dataset, manifest, page.get("evidence"))
     storage.write(report_uri, _render(page).encode())
     return report_uri
@@ -128,6 +147,15 @@ def _predicted(predictions: str, found: Evidence, manifest: Manifest | None) -> 
     else:
         page |= _limited("labels", _labels(found))
     page["pictures"] = evidence.thumbnails(predictions, found.plan, shown) if found.plan else {}
+    return page
+
+
+def _decided(decision: Decision) -> dict[str, Any]:
+    pairs = decision.flips.pairs() if decision.flips else []
+    page: dict[str, Any] = {"decision": decision, "flip_pairs": pairs, "flip_pictures": {}}
+    if decision.flips and (plan := load_plan(decision.flips.predictions)):
+        shown = [example for pair in pairs for example in pair.examples]
+        page["flip_pictures"] = evidence.thumbnails(decision.flips.predictions, plan, shown)
     return page
 
 

@@ -1,0 +1,59 @@
+"""What the retrain job takes: the settings of a night, carried out by retrain.py. No numpy, so that --help is quick."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fruitcnn.recipe import TrainConfig
+
+_TRAINING = ("num_workers", "preset", "architecture", "input_px", "global_batch_size", "images_seen", "learning_rate",
+             "use_gpu")  # fmt: skip
+
+
+class RetrainConfig(BaseModel):
+    """What `python -m jobs.retrain` takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(description="labelled pictures, as jobs.shard takes them; what is new there is taken in")
+    dataset: str = Field(description="the data set that grows: a folder or s3://bucket/prefix")
+    registry: str = Field(description="the registry: a folder or s3://bucket/prefix, or a name under "
+                          "FRUITCNN_REGISTRIES")  # fmt: skip
+    root: str | None = Field(None, description="folder inside the source that holds Training and Test, if several do")
+    min_new_images: int = Field(1, ge=1, description="train when at least this many training pictures came")
+    max_age_days: float = Field(0.0, ge=0, description="train when the last decision is older, days; 0: never for age")
+    recent: str | None = Field(None, description="recent predictions of the champion, to watch for drift")
+    max_drift: float = Field(
+        0.25, gt=0, description="train when the confidences of --recent differ by more (population stability index)"
+    )
+    force: bool = Field(False, description="train whatever came")
+    start: Literal["fresh", "warm"] = Field("fresh", description="train afresh, or from the champion's weights")
+    num_workers: int = Field(1, ge=1, description="number of data-parallel training workers")
+    preset: Literal["speed", "seed", "best"] = Field("speed", description="training recipe: see jobs.train --help")
+    architecture: str | None = Field(None, description="network by name: see jobs.train --help")
+    input_px: int | None = Field(None, description="height and width of the network's input, px")
+    global_batch_size: int | None = Field(None, description="rows of one step over all workers together")
+    images_seen: int | None = Field(None, description="training length in pictures")
+    learning_rate: float | None = Field(None, description="largest learning rate")
+    seed: int = Field(0, ge=0, description="seed of the first challenger; each later one adds 1")
+    use_gpu: bool = Field(False, description="one GPU per training worker, mixed precision")
+    thresholds: str | None = Field(None, description="YAML file of what a challenger must show: see README")
+    flips: str | None = Field(
+        None, description="pictures on which the report shows the labels that change; default the held-out ones"
+    )
+    notify: str | None = Field(None, description="URL that gets a JSON summary on promotion, rejection and failure")
+    lease_seconds: float = Field(
+        600.0, gt=0, description="how long others wait after this process fell silent, seconds"
+    )
+
+    @model_validator(mode="after")
+    def _fits_training(self) -> RetrainConfig:
+        self.training(dataset="unused", run="unused")
+        return self
+
+    def training(self, **more: Any) -> TrainConfig:
+        """The config of the training stage. Raises ValidationError where the two do not fit."""
+        given = {name: getattr(self, name) for name in _TRAINING if getattr(self, name) is not None}
+        return TrainConfig(**given, **more)
