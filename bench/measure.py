@@ -73,10 +73,14 @@ class Finished(NamedTuple):
         return found
 
 
-def run_process(argv: Sequence[str]) -> Finished:
-    """Run one process to its end. Raises BenchError with the end of its stderr if it fails."""
+def run_process(argv: Sequence[str], keep: Sequence[str] = ()) -> Finished:
+    """Run one process to its end; `keep` names variables that it is to see as they are here.
+
+    Raises BenchError with the end of its stderr if it fails.
+    """
+    kept = {name: os.environ[name] for name in keep}
     started = time.perf_counter()
-    done = subprocess.run(argv, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, cwd=ROOT, env=environment() | kept, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
     if done.returncode:
         raise BenchError(f"exit code {done.returncode} of {' '.join(argv)}\n{done.stderr[-2000:]}")
