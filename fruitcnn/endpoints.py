@@ -63,7 +63,7 @@ class About(BaseModel):
     model_hash: str
     architecture: str
     labels: list[str]
-    input_px: tuple[int, int] = Field(description="(height, width).")
+    input_px: list[int] = Field(description="[height, width].", min_length=2, max_length=2)
     runtime: str
     top_k: int
     min_confidence: float = Field(description="Less than this is answered unsure.")
@@ -90,9 +90,9 @@ def build(
     app.add_middleware(LimitBody, max_bytes=limits.max_body_bytes)
     app.middleware("http")(_with_headers)
     problems: dict[int | str, dict[str, Any]] = {
-        400: {"model": Problem, "description": "no picture in the request, or a form that cannot be read"},
+        400: {"model": Problem, "description": "no picture in the request, too many, or a form that cannot be read"},
         408: {"model": Problem, "description": f"the request took longer than {limits.request_seconds:g} s"},
-        413: {"model": Problem, "description": "a body too large, or too many pictures"},
+        413: {"model": Problem, "description": "a body too large"},
         503: {"description": "overloaded: try again in a while"},
     }
 

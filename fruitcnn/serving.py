@@ -156,7 +156,7 @@ def build_app(config: ServeConfig, model: Any, predict: Any, decoders: ThreadPoo
         model_hash=model.model_hash,
         architecture=model.description.architecture,
         labels=model.labels,
-        input_px=model.input_px,
+        input_px=list(model.input_px),
         runtime=model.runtime,
         metrics=model.description.metrics,
         created_at=model.description.created_at.isoformat(),

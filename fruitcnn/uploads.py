@@ -23,7 +23,8 @@ MAX_BODY_VARIABLE = "FRUITCNN_MAX_BODY_BYTES"
 """Tells the limit to the proxy, a process of Ray's; jobs.serve takes max_body_bytes from the same variable."""
 
 _LONGEST_NAME_CHARS = 1000
-_MAX_FIELDS = 10
+_MAX_FIELDS = 1000
+"""Of text, which a form may have beside its pictures: read over."""
 
 
 class Upload(NamedTuple):
@@ -99,7 +100,7 @@ def proxy_middlewares() -> list[Middleware]:
 async def read_uploads(request: Request, max_pictures: int, seconds: float) -> list[Upload]:
     """Return the pictures of a request: those of a multipart form, or the body as one.
 
-    HTTPException 400 for a body that holds none or cannot be read, 408 if it takes longer to arrive, 413 for too many.
+    HTTPException 400 for a body that holds none or too many or cannot be read, 408 if it takes longer to arrive.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -114,7 +115,7 @@ async def read_uploads(request: Request, max_pictures: int, seconds: float) -> l
 
 
 async def _form(request: Request, max_pictures: int) -> list[Upload]:
-    too_many = HTTPException(413, f"more than the {max_pictures} pictures allowed in one request; send several")
+    too_many = HTTPException(400, f"more than the {max_pictures} pictures allowed in one request; send several")
     try:
         form = await request.form(max_files=max_pictures, max_fields=_MAX_FIELDS)
     except HTTPException as error:
@@ -135,12 +136,9 @@ def _name(filename: str | None) -> str:
 
 def openapi_body(max_pictures: int) -> dict[str, Any]:
     """Return how /classify's body reads in OpenAPI."""
-    picture = {"type": "string", "format": "binary", "minLength": 1}
-    one = {"schema": picture}
-    form = {
-        "type": "object",
-        "properties": {"image": {"type": "array", "items": picture, "minItems": 1, "maxItems": max_pictures}},
-        "required": ["image"],
-    }
+    picture = {"type": "string", "format": "binary"}
+    one = {"schema": picture | {"minLength": 1}}
+    pictures = {"type": "array", "items": picture, "minItems": 1, "maxItems": max_pictures}
+    form = {"type": "object", "properties": {"image": pictures}, "required": ["image"]}
     content = {"image/jpeg": one, "image/png": one, "application/octet-stream": one}
     return {"required": True, "content": {**content, "multipart/form-data": {"schema": form}}}

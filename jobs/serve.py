@@ -4,19 +4,22 @@
     curl --data-binary @apple.jpg http://127.0.0.1:8000/classify
     curl -F image=@apple.jpg -F image=@pear.jpg http://127.0.0.1:8000/classify
 
-It serves until Ctrl-C or SIGTERM. On the cluster at RAY_ADDRESS it runs there; name a --host that others reach.
+It serves until Ctrl-C or SIGTERM. --model may be registry:NAME@champion: who is champion at the start. On the cluster
+at RAY_ADDRESS it runs there; name a --host that others reach.
 """
 
 import signal
 import threading
 
 from fruitcnn import serving
+from fruitcnn.registry import resolve
 from fruitcnn.serving import ServeConfig
 from jobs.cli import progress, ray_session, run, summary
 
 
 def main(config: ServeConfig) -> None:
     """Serve until told to stop."""
+    config = config.model_copy(update={"model": resolve(config.model)})
     serving.check(config)
     serving.prepare(config)
     told_to_stop = threading.Event()

@@ -206,7 +206,7 @@ def test_number_of_pictures_is_limited(client: TestClient) -> None:
     files = [("image", (f"{number}.png", picture("PNG"))) for number in range(MAX_PICTURES + 1)]
     assert client.post("/classify", files=files[:-1]).status_code == 200
     refused = client.post("/classify", files=files)
-    assert refused.status_code == 413
+    assert refused.status_code == 400
     assert "more than the 3 pictures allowed" in refused.json()["detail"]
 
 

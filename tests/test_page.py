@@ -6,23 +6,19 @@ FRUITCNN_SCREENSHOTS=FOLDER keeps a picture of every test for people to look at.
 import base64
 import io
 import os
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fruitcnn import frozen, serving
 from fruitcnn.endpoints import PAGE
 from fruitcnn.serving import ServeConfig
 from tests import tiny_bundle
+from tests.web_server import serve_without_ray
 
 CHROMIUM = Path("/usr/bin/chromium")
 HAS_VENDOR = (PAGE / "vendor" / "ort.wasm.min.mjs").exists()
@@ -49,34 +45,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     config = ServeConfig(model=model, min_confidence=0.5, max_body_bytes=20_000_000)
     with serve_without_ray(config) as address:
         yield address
-
-
-class serve_without_ray:  # noqa: N801 - used as a context manager
-    """uvicorn in a thread; yields the URL."""
-
-    def __init__(self, config: ServeConfig) -> None:
-        import uvicorn
-
-        model = frozen.load(config.model)
-
-        async def predict(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-            return model.predict(pixels[np.newaxis])[0]
-
-        app = serving.build_app(config, model, predict, ThreadPoolExecutor(2))
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        self.thread = threading.Thread(target=self.server.run, args=([self.socket],), daemon=True)
-
-    def __enter__(self) -> str:
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.02)
-        return f"http://127.0.0.1:{self.socket.getsockname()[1]}/"
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join(20)
 
 
 @pytest.fixture(scope="module")
