@@ -35,11 +35,12 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--picture", required=True, type=Path)
     parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="batch sizes; 1 is no batching")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
     asked = parser.parse_args()
     data = asked.picture.read_bytes()
     print("| batching | clients | requests/s | p50 ms | p99 ms | refused |\n|---|---|---|---|---|---|", flush=True)
-    for batch_size in (1, 32):
+    for batch_size in asked.batch:
         with server(asked.model, batch_size) as port:
             asyncio.run(load(port, data, 4, 2.0))  # the first requests warm it up
             for num_clients in asked.clients:

@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
+from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fruitcnn.answers import Answer, Predict, Rules, answer
 from fruitcnn.uploads import LimitBody, openapi_body, read_uploads
@@ -88,7 +90,7 @@ def build(
     # FastAPI's own /docs loads scripts from elsewhere; ours is page/docs.html.
     app = FastAPI(title="fruitcnn", version=about.model_hash[:12], docs_url=None, redoc_url=None)
     app.add_middleware(LimitBody, max_bytes=limits.max_body_bytes)
-    app.middleware("http")(_with_headers)
+    app.add_middleware(_AddHeaders)
     problems: dict[int | str, dict[str, Any]] = {
         400: {"model": Problem, "description": "no picture in the request, too many, or a form that cannot be read"},
         408: {"model": Problem, "description": f"the request took longer than {limits.request_seconds:g} s"},
@@ -136,9 +138,18 @@ def _add_page(app: FastAPI, browser_file: Path | None) -> None:
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
 
-async def _with_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    response.headers.update(_HEADERS)
-    if request.url.path != "/classify":
-        response.headers.setdefault("cache-control", "no-cache")  # kept, but asked for again: the ETag answers
-    return response
+class _AddHeaders:
+    """ASGI middleware: _HEADERS on every response (a FastAPI middleware function would cost a task a request)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers.setdefault("cache-control", "no-cache")  # kept, but asked for again: the ETag answers
+            await send(message)
+
+        await self.app(scope, receive, send_more)

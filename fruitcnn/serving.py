@@ -9,6 +9,7 @@ Past `max_ongoing_requests` in each replica and `max_queued_requests` waiting, r
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fruitcnn.errors import UsageError
 
 _APPLICATION = "fruitcnn"
+# What Ray's RAY_SERVE_THROUGHPUT_OPTIMIZED sets, without ports of replicas: our code never blocks the event loop.
+_SETTINGS = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_FREEZE_GC_ON_STARTUP": "1",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
@@ -79,7 +89,8 @@ def prepare(config: ServeConfig) -> None:
 
     os.environ[uploads.MAX_BODY_VARIABLE] = str(config.max_body_bytes)
     os.environ[CALLBACK_VARIABLE] = f"{uploads.__name__}.{uploads.proxy_middlewares.__name__}"
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 def start(config: ServeConfig) -> str:
@@ -89,6 +100,7 @@ def start(config: ServeConfig) -> str:
 
     options = {"host": config.host, "port": config.port, "request_timeout_s": config.request_seconds}
     quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options=options, logging_config=quiet)
     deployment = serve.deployment(
         serve.ingress()(Replica),
