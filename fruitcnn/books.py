@@ -43,6 +43,10 @@ class PartBooks(BaseModel):
         """Rows without a prediction."""
         return sum(self.rejected_by_cause.values())
 
+    def num_rejected_for(self, causes: Sequence[str] | None) -> int:
+        """Rows rejected for one of these causes; None: for whatever cause."""
+        return sum(count for cause, count in self.rejected_by_cause.items() if causes is None or cause in causes)
+
 
 class Books(BaseModel):
     """The books of a run: every planned input is in exactly one of ok, unsure and rejected_by_cause."""
@@ -77,6 +81,9 @@ class Timing(BaseModel):
     finished_at: AwareDatetime
     total_seconds: float = Field(description="Of the last attempt.")
     classify_seconds: float = Field(description="Of it, between handing the parts to Ray and the last part.")
+    predicted_seconds: float | None = Field(
+        None, description="What classify_seconds was predicted to be, from the first parts of the last attempt."
+    )
     num_inputs: int = Field(description="Inputs classified by the last attempt.")
 
 
@@ -94,6 +101,7 @@ class RunManifest(BaseModel):
     books: Books
     num_hidden: int = Field(description="Hidden and system files passed over by the listing.")
     num_repeated: int = Field(description="Names listed more than once, classified once.")
+    num_retried: int = Field(0, description="Rejected inputs that a later --retry-rejected took up again.")
     parts: tuple[StoredPart, ...]
     versions: dict[str, str]
     timing: Timing

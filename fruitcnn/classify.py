@@ -10,27 +10,24 @@ The same command continues a run that was stopped, whatever stopped it, and does
 import datetime
 import importlib.metadata
 import re
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fruitcnn import storage
-from fruitcnn.books import ClassifyError, PartBooks, RunManifest, StoredPart, Timing, add_up, imbalance
+from fruitcnn.books import ClassifyError, RunManifest, StoredPart, Timing, add_up, imbalance
 from fruitcnn.errors import UsageError
 
 if TYPE_CHECKING:
     from fruitcnn.execute import Session
-    from fruitcnn.infer import Outcome
     from fruitcnn.plan import Plan
 
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 """progress(title, total, unit, already) -> context manager yielding update(done, note=""): jobs.cli.progress is one."""
 
-_ATTEMPT_CHECK_SECONDS = 5.0
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%|(\d+)")
 
 
@@ -69,7 +66,30 @@ class ClassifyConfig(BaseModel):
         description="Ray actors that classify; by default one per 4 CPUs of the cluster, and none where this process "
         "is done before Ray would be up.",
     )
-    dry_run: bool = Field(default=False, description="Only plan, show the plan, and write nothing.")
+    memory_bytes: int = Field(
+        default=1 << 30, ge=1 << 20, description="Memory that an actor may take for large pictures at a time, bytes."
+    )
+    sample: int | None = Field(
+        default=None, ge=1, description="For a first look: classify so many of the inputs, chosen by chance."
+    )
+    retry_rejected: bool = Field(
+        default=False, description="Take the rejected inputs of a finished run again; all other rows stay as they are."
+    )
+    cause: tuple[str, ...] | None = Field(
+        default=None, description="With --retry-rejected: only those rejected for these causes, as in not-found."
+    )
+    csv: bool = Field(default=False, description="Also write the rows as CSV, one file a part, under csv/.")
+    organise: str | None = Field(
+        default=None,
+        description="Also put the pictures into a folder for each label there: a local path or s3://bucket/prefix.",
+    )
+    organise_by: Literal["link", "copy"] = Field(
+        default="link", description="How: hard links where both are on one disk (else copies), or copies."
+    )
+    dry_run: bool = Field(
+        default=False,
+        description="Only list, try a sample for up to 20 s, say what the run would take, and write nothing.",
+    )
 
     @field_validator("max_rejected")
     @classmethod
@@ -77,6 +97,12 @@ class ClassifyConfig(BaseModel):
         if not _PERCENT.fullmatch(value) or (value.endswith("%") and float(value[:-1]) > 100):
             raise ValueError(f"got {value!r}, wanted a number of inputs, as in 25, or a share, as in 0.5%")
         return value
+
+    @model_validator(mode="after")
+    def _cause_of_a_retry(self) -> Self:
+        if self.cause is not None and not self.retry_rejected:
+            raise ValueError("cause: goes with --retry-rejected only")
+        return self
 
     def rejected_limit(self, num_listed: int) -> float:
         """The number of rejected inputs that is still accepted of num_listed."""
@@ -86,7 +112,7 @@ class ClassifyConfig(BaseModel):
     def row_settings(self, runtime: str) -> dict[str, Any]:
         """All that decides what the rows say, besides the model: part of the run's identity."""
         names = {"split", "top_k", "probabilities", "min_confidence", "max_pixels", "batch_size", "part_images"}
-        chosen = self.model_dump(include=names | {"part_bytes"})
+        chosen = self.model_dump(include=names | {"part_bytes", "sample"})
         return {"images": storage.normalise(self.images), "runtime": runtime, **chosen}
 
 
@@ -111,6 +137,9 @@ def classify(config: ClassifyConfig, progress: Progress, session: "Session" = nu
     started_seconds = time.monotonic()
     run = prepare(config)
     manifest = predictions.load_manifest(run.predictions)
+    if config.retry_rejected:
+        _reopen(run, manifest)
+        manifest = None
     if manifest is None:
         manifest = _finish(run, started_seconds, progress, session)
     books = manifest.books
@@ -124,14 +153,9 @@ def classify(config: ClassifyConfig, progress: Progress, session: "Session" = nu
 
 def prepare(config: ClassifyConfig) -> Run:
     """The run that config names, planned now if it is new; UsageError if it cannot be started."""
-    from fruitcnn import bundle, frozen, inputs, plan
+    from fruitcnn import inputs, plan
 
-    try:
-        with storage.argument("--model"):
-            frozen.verify(config.model)  # All files, also those that this runtime does not read.
-            model_hash, runtime = frozen.identify(config.model, config.runtime)
-    except bundle.FrozenModelError as error:
-        raise UsageError(f"--model {config.model}: {error}") from error
+    model_hash, runtime = _identify(config)
     with storage.argument("--images"):
         settings = config.row_settings(runtime)
     with storage.argument("--predictions"):
@@ -139,23 +163,29 @@ def prepare(config: ClassifyConfig) -> Run:
         found = plan.load_plan(predictions)
         if found is None:
             plan.require_ours_or_empty(predictions)
-            listing = inputs.Listing(config.images, config.split)
+            listing = inputs.Listing(config.images, config.split, config.sample)
             found = plan.write_plan(predictions, listing, model_hash, settings, config.part_images, config.part_bytes)
         plan.require_same_run(predictions, found, model_hash, settings)
     return Run(config, predictions, found, runtime)
 
 
 def dry_run(config: ClassifyConfig) -> dict[str, Any]:
-    """What a run would take in, as name -> value; writes nothing."""
-    from fruitcnn import inputs, plan
+    """What a run would take in, and, after trying a sample, what it would take; name -> value. Writes nothing."""
+    from fruitcnn import calibrate, inputs, plan
+    from fruitcnn.execute import local_options
+    from fruitcnn.infer import open_models
 
-    listing = inputs.Listing(config.images, config.split)
+    started_seconds = time.monotonic()
+    _, runtime = _identify(config)
+    listing = inputs.Listing(config.images, config.split, config.sample)
+    sampler = inputs.Sampler(calibrate.SAMPLE_INPUTS)
     num_parts = num_inputs = num_bytes = 0
     for part in plan.cut(listing, config.part_images, config.part_bytes):
         num_parts += 1
         num_inputs += len(part)
         num_bytes += sum(max(0, item.size_bytes) for item in part)
-    return {
+        sampler.add(part)
+    rows: dict[str, Any] = {
         "kind": listing.kind,
         "inputs": num_inputs,
         "bytes": num_bytes,
@@ -163,17 +193,49 @@ def dry_run(config: ClassifyConfig) -> dict[str, Any]:
         "hidden files": listing.num_hidden,
         "listed again": listing.num_repeated,
     }
+    if not num_inputs:
+        return rows
+    listing_seconds = time.monotonic() - started_seconds
+    options = local_options(config)
+    models = open_models(config.model, runtime, options.num_threads)
+    found = calibrate.forecast(num_inputs, listing_seconds, sampler.chosen(), models, options)
+    return rows | calibrate.describe(found, options.num_threads)
+
+
+def _identify(config: ClassifyConfig) -> tuple[str, str]:
+    """(model hash, runtime), all files proven, also those that this runtime does not read."""
+    from fruitcnn import bundle, frozen
+
+    try:
+        with storage.argument("--model"):
+            frozen.verify(config.model)
+            return frozen.identify(config.model, config.runtime)
+    except bundle.FrozenModelError as error:
+        raise UsageError(f"--model {config.model}: {error}") from error
+
+
+def _reopen(run: Run, manifest: RunManifest | None) -> None:
+    """Open the books of a finished run for --retry-rejected; UsageError if it is not finished."""
+    from fruitcnn import predictions
+
+    if manifest is None and predictions.pending_parts(run.predictions, run.plan):
+        raise UsageError(
+            f"--retry-rejected: the run at {run.predictions} is not finished; the same command without "
+            f"--retry-rejected finishes it first"
+        )
+    predictions.reopen(run.predictions)
 
 
 def _finish(run: Run, started_seconds: float, progress: Progress, session: "Session") -> RunManifest:
     """Classify what is missing, check the books, and write the manifest."""
     from fruitcnn import predictions
+    from fruitcnn.execute import classify_parts
 
     attempt = predictions.claim_attempt(run.predictions)
     pending = predictions.pending_parts(run.predictions, run.plan)
     run_seconds = time.monotonic()
-    parts = _all_parts(run, pending, attempt, progress, session)
-    classify_seconds = time.monotonic() - run_seconds
+    work = classify_parts(run, pending, attempt, progress, session)
+    parts, classify_seconds = work.parts, time.monotonic() - run_seconds
     books = add_up(run.plan.num_inputs, parts)
     sizes = run.plan.part_inputs()
     if problem := imbalance(books, sizes, parts):
@@ -187,6 +249,7 @@ def _finish(run: Run, started_seconds: float, progress: Progress, session: "Sess
         books=books,
         num_hidden=run.plan.num_hidden,
         num_repeated=run.plan.num_repeated,
+        num_retried=work.num_retried,
         parts=tuple(
             StoredPart(path=part.path, num_rows=part.num_rows, num_bytes=part.num_bytes, sha256=part.sha256)
             for part in parts
@@ -197,50 +260,8 @@ def _finish(run: Run, started_seconds: float, progress: Progress, session: "Sess
             finished_at=datetime.datetime.now(datetime.UTC),
             total_seconds=round(time.monotonic() - started_seconds, 3),
             classify_seconds=round(classify_seconds, 3),
-            num_inputs=sum(sizes[part] for part in pending),
+            predicted_seconds=work.predicted_seconds,
+            num_inputs=work.num_retried if run.config.retry_rejected else sum(sizes[part] for part in pending),
         ),
     )
     return predictions.publish(run.predictions, manifest)
-
-
-def _all_parts(
-    run: Run, pending: Sequence[int], attempt: int, progress: Progress, session: "Session"
-) -> list[PartBooks]:
-    """The books of all parts: those found finished, and the pending ones, classified now."""
-    from fruitcnn import predictions
-    from fruitcnn.execute import execute
-
-    done = sorted(set(range(run.plan.num_parts)).difference(pending))
-    tally = _Tally(predictions.read_finished(run.predictions, run.plan, done), run.predictions, attempt)
-    with progress("classify", run.plan.num_inputs, "images", tally.num_done) as update:
-        if pending:
-            execute(run, pending, lambda outcome: tally.take(outcome, update), session)
-    predictions.require_newest(run.predictions, attempt)
-    return sorted(tally.parts, key=lambda part: part.part)
-
-
-class _Tally:
-    """The parts that are done, as they come in, from any thread."""
-
-    def __init__(self, parts: list[PartBooks], predictions: str, attempt: int) -> None:
-        self.parts = parts
-        self.num_done = sum(part.num_rows for part in parts)
-        self._num_rejected = sum(part.num_rejected for part in parts)
-        self._predictions, self._attempt = predictions, attempt
-        self._checked_seconds = time.monotonic()
-        self._lock = threading.Lock()
-
-    def take(self, outcome: "Outcome", update: Callable[..., None]) -> None:
-        """Add a part and show it; ClassifyError if it failed for good, or if a newer attempt took over."""
-        from fruitcnn import predictions
-
-        if outcome.books is None:
-            raise ClassifyError(f"{outcome.error}\nwhat is written stays: the same command continues")
-        with self._lock:
-            self.parts.append(outcome.books)
-            self.num_done += outcome.books.num_rows
-            self._num_rejected += outcome.books.num_rejected
-            update(self.num_done, f"{self._num_rejected:,} rejected" if self._num_rejected else "")
-            if time.monotonic() - self._checked_seconds > _ATTEMPT_CHECK_SECONDS:
-                predictions.require_newest(self._predictions, self._attempt)
-                self._checked_seconds = time.monotonic()

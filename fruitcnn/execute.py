@@ -6,18 +6,22 @@ never starts it; where a Ray session or RAY_ADDRESS is at hand, or a number of a
 
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from fruitcnn.books import ClassifyError, PartBooks
 from fruitcnn.fetch import find_witness
 from fruitcnn.head_start import HeadStart
 from fruitcnn.infer import CALLS_PER_ACTOR, Actor, Options, Outcome
 from fruitcnn.plan import PlanReader
+from fruitcnn.predictions import read_finished, require_newest
 
 if TYPE_CHECKING:
-    from fruitcnn.classify import Run
+    from fruitcnn.classify import ClassifyConfig, Progress, Run
 
 Session = Callable[[], AbstractContextManager[None]]
 """Opens a Ray session: jobs.cli.ray_session is one."""
@@ -28,8 +32,65 @@ CPUS_PER_ACTOR = 4
 ACTOR_DEATHS = 5
 """How often a part may take its actor down (out of memory, a decoder's crash) before the job fails."""
 
+_ATTEMPT_CHECK_SECONDS = 5.0
 _GPU_RUNTIMES = ("tensorflow", "keras")
 _MAX_BLOCKS = 4096  # what the driver keeps track of, however many parts there are
+
+
+def classify_parts(run: "Run", pending: Sequence[int], attempt: int, progress: "Progress", session: Session) -> "Work":
+    """All parts of the plan: those found finished, and the pending ones, classified now."""
+    finished = sorted(set(range(run.plan.num_parts)).difference(pending))
+    found = read_finished(run.predictions, run.plan, finished)
+    todo, num_retried = list(pending), 0
+    if run.config.retry_rejected:
+        counts = {part.part: part.num_rejected_for(run.config.cause) for part in found}
+        todo, num_retried = [part for part, count in counts.items() if count], sum(counts.values())
+        found = [part for part in found if not counts[part.part]]
+    num_todo = run.plan.num_inputs - sum(part.num_rows for part in found)
+    work = Work(found, run.predictions, attempt, num_todo, num_retried)
+    with progress("classify", run.plan.num_inputs, "images", work.num_done) as update:
+        if todo:
+            execute(run, todo, lambda outcome: work.take(outcome, update), session)
+    require_newest(run.predictions, attempt)
+    work.parts.sort(key=lambda part: part.part)
+    return work
+
+
+class Work:
+    """The parts that are done, as they come in, from any thread."""
+
+    def __init__(self, parts: list[PartBooks], predictions: str, attempt: int, num_todo: int, num_retried: int) -> None:
+        self.parts = parts
+        self.num_retried = num_retried
+        self.num_done = sum(part.num_rows for part in parts)
+        self.predicted_seconds: float | None = None
+        self._num_before, self._num_todo = len(parts), num_todo
+        self._num_rejected = sum(part.num_rejected for part in parts)
+        self._predictions, self._attempt = predictions, attempt
+        self._started_seconds = self._checked_seconds = time.monotonic()
+        self._num_new = 0
+        self._lock = threading.Lock()
+
+    def take(self, outcome: Outcome, update: Callable[..., None]) -> None:
+        """Add a part and show it; ClassifyError if it failed for good, or if a newer attempt took over."""
+        if outcome.books is None:
+            raise ClassifyError(f"{outcome.error}\nwhat is written stays: the same command continues")
+        with self._lock:
+            self.parts.append(outcome.books)
+            self.num_done += outcome.books.num_rows
+            self._num_new += outcome.books.num_rows
+            self._num_rejected += outcome.books.num_rejected
+            update(self.num_done, f"{self._num_rejected:,} rejected" if self._num_rejected else "")
+            self._predict()
+            if time.monotonic() - self._checked_seconds > _ATTEMPT_CHECK_SECONDS:
+                require_newest(self._predictions, self._attempt)
+                self._checked_seconds = time.monotonic()
+
+    def _predict(self) -> None:
+        """Once, after as many parts as are worked on at a time: how long all would take at this rate."""
+        if self.predicted_seconds is None and len(self.parts) - self._num_before >= CALLS_PER_ACTOR:
+            seconds = time.monotonic() - self._started_seconds
+            self.predicted_seconds = round(seconds * self._num_todo / self._num_new, 3)
 
 
 def execute(run: "Run", pending: Sequence[int], take: Callable[[Outcome], None], session: Session) -> None:
@@ -37,7 +98,8 @@ def execute(run: "Run", pending: Sequence[int], take: Callable[[Outcome], None],
 
     What take raises ends the work: parts under way are finished, and stay.
     """
-    options = _options(run, pending[0])
+    witness = find_witness(PlanReader(run.predictions, run.plan).read(pending[0]))
+    options = local_options(run.config, witness)
     if not _works_here(run):
         with session():
             for outcome in _on_ray(run, pending, options):
@@ -72,12 +134,15 @@ def _works_here(run: "Run") -> bool:
     return not (is_ray_up or is_elsewhere or run.config.num_actors or run.runtime in _GPU_RUNTIMES)
 
 
-def _options(run: "Run", first_part: int) -> Options:
-    shared = {"batch_size", "top_k", "probabilities", "min_confidence", "max_pixels"}
+def local_options(config: "ClassifyConfig", witness: str | None = None) -> Options:
+    """What an actor in this process needs to know."""
+    shared = {"batch_size", "top_k", "probabilities", "min_confidence", "max_pixels", "memory_bytes"}
     return Options(
-        **run.config.model_dump(include=shared),
+        **config.model_dump(include=shared),
+        retry=config.retry_rejected,
+        retry_causes=config.cause,
         num_threads=min(CPUS_PER_ACTOR, len(os.sched_getaffinity(0))),
-        witness=find_witness(PlanReader(run.predictions, run.plan).read(first_part)),
+        witness=witness,
     )
 
 

@@ -11,6 +11,8 @@ no pixel, and takes a third of the time).
 
 import logging
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from typing import NamedTuple
 
@@ -21,6 +23,8 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
+Hold = Callable[[int], AbstractContextManager[None]]
+"""hold(bytes) -> a context in which so much memory may be taken."""
 
 CAUSES = ("empty", "not-an-image", "unsupported", "truncated", "corrupt", "too-large")
 
@@ -40,6 +44,11 @@ _TRUNCATED_WORDS = ("truncated", "not enough", "requires a buffer", "too short")
 _UNSUPPORTED_WORDS = ("support", "not available", "cannot handle", "unknown", "unrecognized image mode")
 _OTHER_SIGNATURES = {b"<svg": "SVG", b"%PDF": "PDF", b"ftyphe": "HEIC", b"ftypmif1": "HEIF", b"ftypmsf1": "HEIF"}
 
+LARGE_PIXELS = 1 << 21
+"""Pictures of more pixels are decoded under `hold`."""
+
+_JPEG_BYTES_PER_PIXEL = 6  # the coefficients of a progressive one; what comes out is small
+_OTHER_BYTES_PER_PIXEL = 16  # as the file has it, as RGB or RGBA, turned, and as an array
 _BLOCK_PIXELS = 1 << 20
 _APP1, _START_OF_SCAN = 0xE1, 0xDA  # JPEG markers
 _ORIENTATION_TAG = 0x0112
@@ -83,38 +92,43 @@ class Decoded(NamedTuple):
     height_px: int
 
 
-def decode(data: bytes, input_px: tuple[int, int], max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
+def decode(
+    data: bytes, input_px: tuple[int, int], max_pixels: int = DEFAULT_MAX_PIXELS, hold: Hold | None = None
+) -> Decoded:
     """Decode a picture and stretch it to input_px = (height, width); Decoded.pixels is (height, width, 3) uint8 RGB.
 
-    The same bytes give the same bits in any thread. Raises ImageError for bytes that are no whole picture, or one of
-    more than max_pixels; ValueError for an impossible input_px.
+    The same bytes give the same bits in any thread. hold: entered around the decoding of a large picture, with the
+    bytes that it may take at most; it may wait. Raises ImageError for bytes that are no whole picture, or one of more
+    than max_pixels; ValueError for an impossible input_px.
     """
     if min(input_px) < 1:
         raise ValueError(f"input_px: got {input_px}, wanted (height, width), both at least 1 pixel")
-    return _guarded(data, input_px, max_pixels)
+    return _guarded(data, input_px, max_pixels, hold)
 
 
 def check(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
     """Decode a picture at full size; returns its upright (width_px, height_px), raises ImageError as decode does."""
-    decoded = _guarded(data, None, max_pixels)
+    decoded = _guarded(data, None, max_pixels, None)
     return decoded.width_px, decoded.height_px
 
 
-def _guarded(data: bytes, input_px: tuple[int, int] | None, max_pixels: int) -> Decoded:
+def _guarded(data: bytes, input_px: tuple[int, int] | None, max_pixels: int, hold: Hold | None) -> Decoded:
     if not data:
         raise ImageError("empty", "0 bytes")
     try:
         is_jpeg = data.startswith(b"\xff\xd8\xff")
         orientation = _orientation(_jpeg_exif(data)) if is_jpeg else None
-        decoded = _decode_jpeg(data, input_px, max_pixels, orientation) if orientation else None
-        return decoded or _decode_other(data, input_px, max_pixels, orientation)
+        decoded = _decode_jpeg(data, input_px, max_pixels, orientation, hold) if orientation else None
+        return decoded or _decode_other(data, input_px, max_pixels, orientation, hold)
     except ImageError:
         raise
     except Exception as error:  # deliberately wide: decoders of untrusted bytes raise anything
         raise _image_error(error, data) from error
 
 
-def _decode_jpeg(data: bytes, input_px: tuple[int, int] | None, max_pixels: int, orientation: int) -> Decoded | None:
+def _decode_jpeg(
+    data: bytes, input_px: tuple[int, int] | None, max_pixels: int, orientation: int, hold: Hold | None
+) -> Decoded | None:
     """Decode with simplejpeg; None where Pillow must judge (CMYK, 12 bits, a harmless warning, a damaged header)."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -123,7 +137,8 @@ def _decode_jpeg(data: bytes, input_px: tuple[int, int] | None, max_pixels: int,
         _limit(width, height, max_pixels)
         min_height, min_width = _turned(*(input_px or (0, 0)), orientation)
         # strict (the default) makes libjpeg's warnings errors: otherwise a cut file is filled up with grey.
-        pixels = simplejpeg.decode_jpeg(data, min_height=min_height, min_width=min_width)
+        with _held(hold, width * height, _JPEG_BYTES_PER_PIXEL):
+            pixels = simplejpeg.decode_jpeg(data, min_height=min_height, min_width=min_width)
     except ImageError:
         raise
     except ValueError as error:
@@ -139,22 +154,27 @@ def _decode_jpeg(data: bytes, input_px: tuple[int, int] | None, max_pixels: int,
 
 
 def _decode_other(
-    data: bytes, input_px: tuple[int, int] | None, max_pixels: int, jpeg_orientation: int | None
+    data: bytes, input_px: tuple[int, int] | None, max_pixels: int, jpeg_orientation: int | None, hold: Hold | None
 ) -> Decoded:
     with Image.open(BytesIO(data), formats=FORMATS) as image:
         _limit(*image.size, max_pixels)
         size = image.size
-        if jpeg_orientation and input_px:
-            min_height, min_width = _turned(*input_px, jpeg_orientation)
-            image.draft(None, (min_width, min_height))
-        image.load()
-        if not jpeg_orientation:
-            size = image.size  # loading turns a TIFF upright and tells the size of an icon
-        orientation = jpeg_orientation or _orientation(image.info.get("exif", b""))
-        rgb = _to_rgb(image)
-    if orientation in _TRANSPOSITIONS:
-        rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
-    return Decoded(_resize(np.array(rgb), input_px), *_turned(*size, orientation))
+        with _held(hold, size[0] * size[1], _OTHER_BYTES_PER_PIXEL):
+            if jpeg_orientation and input_px:
+                min_height, min_width = _turned(*input_px, jpeg_orientation)
+                image.draft(None, (min_width, min_height))
+            image.load()
+            if not jpeg_orientation:
+                size = image.size  # loading turns a TIFF upright and tells the size of an icon
+            orientation = jpeg_orientation or _orientation(image.info.get("exif", b""))
+            rgb = _to_rgb(image)
+            if orientation in _TRANSPOSITIONS:
+                rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
+            return Decoded(_resize(np.array(rgb), input_px), *_turned(*size, orientation))
+
+
+def _held(hold: Hold | None, num_pixels: int, bytes_per_pixel: int) -> AbstractContextManager[None]:
+    return hold(num_pixels * bytes_per_pixel) if hold and num_pixels > LARGE_PIXELS else nullcontext()
 
 
 def _jpeg_exif(data: bytes) -> bytes:

@@ -7,6 +7,7 @@ place in it. Objects on S3 are fetched ahead, many at a time. Pixels never leave
 """
 
 import hashlib
+import io
 import queue
 import time
 from collections import deque
@@ -17,12 +18,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from fruitcnn import fetch, images, storage
 from fruitcnn.books import PartBooks, part_path
+from fruitcnn.budget import Budget
 from fruitcnn.inputs import Input
-from fruitcnn.parts import Floats, PartError, Rows, encode, read_books, top
+from fruitcnn.parts import Floats, PartError, Rows, read_books, rejected_rows, replace_rows, to_bytes, to_table, top
 from fruitcnn.plan import Plan, PlanReader, load_plan
 
 PART_ATTEMPTS = 3
@@ -65,6 +69,9 @@ class Options(BaseModel):
     min_confidence: float
     max_pixels: int
     witness: str | None = Field(default=None, description="An object on S3 that could be read when the run started.")
+    memory_bytes: int = Field(1 << 30, description="What an actor may hold of large pictures at a time.")
+    retry: bool = Field(False, description="Take the rejected rows of parts that have a file, instead of whole parts.")
+    retry_causes: tuple[str, ...] | None = Field(None, description="Of them those with these causes; None: all.")
     num_threads: int = Field(description="Threads that read, decode and run the model, each a batch of its own.")
 
 
@@ -113,7 +120,7 @@ class PartClassifier:
         """Classify and commit one part, trying again while the store fails."""
         for attempt in range(PART_ATTEMPTS):
             try:
-                return Outcome(part=part, books=self.commit(part))
+                return Outcome(part=part, books=self.retry(part) if self.options.retry else self.commit(part))
             except PartError as error:
                 return Outcome(part=part, error=str(error))
             except OSError as error:
@@ -125,6 +132,28 @@ class PartClassifier:
     def commit(self, part: int) -> PartBooks:
         """Classify one part and put its file; if another writer was first, the books are those of its file."""
         inputs = self.reader.read(part)
+        data = to_bytes(self._table(part, inputs))
+        uri = storage.join(self.predictions, part_path(part))
+        if not storage.put_if_absent(uri, data):
+            data = storage.read(uri)
+        return read_books(part, data, self.plan.run_id, len(inputs))
+
+    def retry(self, part: int) -> PartBooks:
+        """Classify the rejected rows of a part again and replace its file, in one step; other rows stay as they are."""
+        inputs = self.reader.read(part)
+        uri = storage.join(self.predictions, part_path(part))
+        data = storage.read(uri)
+        books = read_books(part, data, self.plan.run_id, len(inputs))
+        table = pq.read_table(io.BytesIO(data))
+        numbers = rejected_rows(table, self.options.retry_causes)
+        if not numbers:
+            return books
+        rows = self._table(part, [inputs[number] for number in numbers])
+        data = to_bytes(replace_rows(table, numbers, rows))
+        storage.write(uri, data)
+        return read_books(part, data, self.plan.run_id, len(inputs))
+
+    def _table(self, part: int, inputs: Sequence[Input]) -> pa.Table:
         rows = self.workers.rows(inputs)
         if self.options.witness and "access-denied" in rows.causes and not any(rows.sha256):
             storage.read_range(self.options.witness, 0, 1)  # refused as well: then it is no fact about these pictures
@@ -134,30 +163,29 @@ class PartClassifier:
             "model_hash": self.plan.model_hash,
             "library_version": self.plan.library_version,
         }
-        data = encode(rows, self.labels, self.options.min_confidence, metadata)
-        uri = storage.join(self.predictions, part_path(part))
-        if not storage.put_if_absent(uri, data):
-            data = storage.read(uri)
-        return read_books(part, data, self.plan.run_id, len(inputs))
+        return to_table(rows, self.labels, self.options.min_confidence, metadata)
 
 
 class Actor(PartClassifier):
     """What Ray Data starts on each node: opens the plan and the model, then takes part numbers."""
 
     def __init__(self, predictions: str, model_uri: str, runtime: str, options: Options) -> None:
-        from fruitcnn import frozen
-
         plan = load_plan(predictions)
         assert plan is not None, f"no plan under {predictions}"
-        # TensorFlow is one per process, with all cores; of the others each thread has its own, with one core.
-        num_models = 1 if runtime in ("tensorflow", "keras") else options.num_threads
-        threads = options.num_threads if num_models == 1 else 1
-        models = [frozen.load(model_uri, runtime, threads) for _ in range(num_models)]
-        super().__init__(predictions, plan, models, options)
+        super().__init__(predictions, plan, open_models(model_uri, runtime, options.num_threads), options)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
         """Ray Data's batch of part numbers -> an Outcome as JSON for each."""
         return {"outcome": [self.run(int(part)).model_dump_json() for part in batch["part"]]}
+
+
+def open_models(model_uri: str, runtime: str, num_threads: int) -> list[Model]:
+    """A model for every thread, with one core; of TensorFlow, which is one per process, one with all of them."""
+    from fruitcnn import frozen
+
+    if runtime in ("tensorflow", "keras"):
+        return [frozen.load(model_uri, runtime, num_threads)]
+    return [frozen.load(model_uri, runtime, 1) for _ in range(num_threads)]
 
 
 class Workers:
@@ -169,6 +197,7 @@ class Workers:
         self._models: queue.SimpleQueue[Model] = queue.SimpleQueue()
         for model in models:
             self._models.put(model)
+        self._budget = Budget(options.memory_bytes)
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="batch")
         self._requests = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="request")
 
@@ -204,7 +233,7 @@ class Workers:
         for found in fetched:
             digest = hashlib.sha256(found.data).hexdigest() if found.data is not None else None
             if digest is None or digest not in seen:
-                fact, pixels = _decode(found, digest, self.input_px, self.options.max_pixels)
+                fact, pixels = self._decode(found, digest)
                 answer = -1
                 if pixels is not None:
                     answer = len(pictures)
@@ -220,6 +249,15 @@ class Workers:
             return _Batch(facts, answer_of, np.zeros((1, self.num_labels), np.float32))
         with self._model() as model:
             return _Batch(facts, answer_of, model.predict(np.stack(pictures)))
+
+    def _decode(self, found: fetch.Fetched, digest: str | None) -> tuple[_Facts, images.Pixels | None]:
+        if found.data is None:
+            return _Facts(found.id, None, None, None, found.cause, found.detail), None
+        try:
+            decoded = images.decode(found.data, self.input_px, self.options.max_pixels, self._budget.hold)
+        except images.ImageError as error:
+            return _Facts(found.id, digest, None, None, error.cause, error.detail), None
+        return _Facts(found.id, digest, decoded.width_px, decoded.height_px, None, None), decoded.pixels
 
     @contextmanager
     def _model(self) -> Iterator[Model]:
@@ -260,15 +298,3 @@ def _join(batches: Sequence[_Batch], options: Options) -> Rows:
 
 def _fetch_all(inputs: Sequence[Input]) -> list[fetch.Fetched]:
     return list(fetch.fetch(inputs))
-
-
-def _decode(
-    found: fetch.Fetched, digest: str | None, input_px: tuple[int, int], max_pixels: int
-) -> tuple[_Facts, images.Pixels | None]:
-    if found.data is None:
-        return _Facts(found.id, None, None, None, found.cause, found.detail), None
-    try:
-        decoded = images.decode(found.data, input_px, max_pixels)
-    except images.ImageError as error:
-        return _Facts(found.id, digest, None, None, error.cause, error.detail), None
-    return _Facts(found.id, digest, decoded.width_px, decoded.height_px, None, None), decoded.pixels

@@ -6,7 +6,9 @@ no picture comes out as a rejected row, never as silence. Only hidden and system
 __MACOSX/) are passed over, and counted. Archives found in a folder or a list are read in place.
 """
 
-from collections.abc import Callable, Iterator
+import hashlib
+import heapq
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
@@ -21,6 +23,7 @@ UNKNOWN_BYTES = -1
 UNLISTED = -2
 """As `method` of an object: an archive whose members could not be listed."""
 LIST_COLUMNS = ("uri", "id", "path", "url")
+_LIST_BLOCK_BYTES = 4 << 20
 _SYSTEM_NAMES = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 
 
@@ -47,13 +50,16 @@ class Input(NamedTuple):
 
 
 class Listing:
-    """The inputs under one URI: iterate once; afterwards num_hidden and num_repeated say what was passed over."""
+    """The inputs under one URI: iterate once; afterwards num_hidden and num_repeated say what was passed over.
 
-    def __init__(self, images: str, split: str | None = None) -> None:
+    sample: so many of them only, chosen by the hashes of their ids, in the order of the listing.
+    """
+
+    def __init__(self, images: str, split: str | None = None, sample: int | None = None) -> None:
         with storage.argument("--images"):
             self.images = storage.normalise(images)
             self.kind = kind_of(self.images)
-        self.split = split
+        self.split, self.sample = split, sample
         self.num_hidden = 0
         self.num_repeated = 0
         if split and self.kind != "dataset":
@@ -61,7 +67,12 @@ class Listing:
 
     def __iter__(self) -> Iterator[Input]:
         with storage.argument("--images"):
-            yield from self._inputs()
+            if self.sample is None:
+                yield from self._inputs()
+                return
+            sampler = Sampler(self.sample)
+            sampler.add(self._inputs())
+            yield from sampler.chosen()
 
     def _inputs(self) -> Iterator[Input]:
         if self.kind == "dataset":
@@ -90,6 +101,34 @@ class Listing:
 
     def _count_repeated(self) -> None:
         self.num_repeated += 1
+
+
+class Sampler:
+    """So many of the inputs that pass: always the same ones of a listing, spread over it by chance."""
+
+    def __init__(self, num_inputs: int) -> None:
+        self.num_inputs = num_inputs
+        self._num_seen = 0
+        self._kept: list[tuple[int, int, Input]] = []  # a heap, the greatest key on top
+
+    def add(self, inputs: Iterable[Input]) -> None:
+        """Let inputs pass, in the order of the listing."""
+        for item in inputs:
+            entry = -_sampling_key(item), self._num_seen, item
+            self._num_seen += 1
+            if len(self._kept) < self.num_inputs:
+                heapq.heappush(self._kept, entry)
+            elif entry > self._kept[0]:
+                heapq.heapreplace(self._kept, entry)
+
+    def chosen(self) -> list[Input]:
+        """The sample, in the order of the listing."""
+        return [item for _, _, item in sorted(self._kept, key=lambda entry: entry[1])]
+
+
+def _sampling_key(item: Input) -> int:
+    text = f"{item.id}!{item.offset}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
 def kind_of(images: str) -> Kind:
@@ -157,7 +196,15 @@ def read_list(uri: str) -> Iterator[tuple[str, int]]:
 
 
 def _text_lines(uri: str) -> Iterator[str]:
-    for raw in storage.read(uri).splitlines():
+    size_bytes, rest = storage.size_bytes(uri), b""
+    for start in range(0, size_bytes, _LIST_BLOCK_BYTES):
+        *lines, rest = (rest + storage.read_range(uri, start, _LIST_BLOCK_BYTES)).split(b"\n")
+        yield from _names(lines)
+    yield from _names([rest])
+
+
+def _names(lines: list[bytes]) -> Iterator[str]:
+    for raw in lines:
         line = raw.decode("utf-8", "surrogateescape").strip()
         if line and not line.startswith("#"):
             yield line

@@ -67,6 +67,33 @@ def is_unsure(top_scores: Floats, min_confidence: float) -> npt.NDArray[np.bool_
 
 def encode(rows: Rows, labels: Sequence[str], min_confidence: float, metadata: Mapping[str, Any]) -> bytes:
     """The Parquet file of these rows; the same arguments give the same bytes. metadata goes into the file's own."""
+    return to_bytes(to_table(rows, labels, min_confidence, metadata))
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """The Parquet file of a part's table."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def rejected_rows(table: pa.Table, causes: Sequence[str] | None) -> list[int]:
+    """Numbers of the rows of a part that were rejected, for one of these causes (None: whatever the cause)."""
+    wanted = pc.equal(table["status"], "rejected")
+    if causes is not None:
+        wanted = pc.and_(wanted, pc.is_in(table["cause"], pa.array(causes, pa.string())))
+    return pc.indices_nonzero(wanted).to_pylist()
+
+
+def replace_rows(table: pa.Table, numbers: Sequence[int], rows: pa.Table) -> pa.Table:
+    """The part with `rows` in place of the rows at `numbers`; all others as they were."""
+    places = np.arange(len(table))
+    places[list(numbers)] = len(table) + np.arange(len(numbers))
+    return pa.concat_tables([table, rows]).take(pa.array(places)).combine_chunks()
+
+
+def to_table(rows: Rows, labels: Sequence[str], min_confidence: float, metadata: Mapping[str, Any]) -> pa.Table:
+    """The table of these rows, with metadata in its schema."""
     rejected = np.array([cause is not None for cause in rows.causes], bool)
     status = np.where(rejected, "rejected", np.where(is_unsure(rows.top_scores, min_confidence), "unsure", "ok"))
     mask = pa.array(rejected)
@@ -89,10 +116,7 @@ def encode(rows: Rows, labels: Sequence[str], min_confidence: float, metadata: M
     if rows.probabilities is not None:
         values = pa.array(rows.probabilities.ravel())
         columns["probabilities"] = pa.FixedSizeListArray.from_arrays(values, rows.probabilities.shape[1], mask=mask)
-    table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    return pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
 
 
 def read_books(part: int, data: bytes, run_id: str, num_rows: int) -> PartBooks:

@@ -32,6 +32,12 @@ def publish(predictions: str, manifest: RunManifest) -> RunManifest:
     return published
 
 
+def reopen(predictions: str) -> None:
+    """Take the manifest and the report away, because parts are about to change; publish closes the books again."""
+    storage.delete(_manifest_uri(predictions))
+    storage.delete(storage.join(predictions, "report.html"))
+
+
 def pending_parts(predictions: str, plan: Plan) -> list[int]:
     """Numbers of the parts that have no file yet."""
     parts_uri = storage.join(predictions, "parts")

@@ -9,7 +9,7 @@ an s3 prefix, a .zip, .tar or .tar.gz, a list of URIs (.txt, .parquet), or a dat
 from typing import Any
 
 from fruitcnn import storage
-from fruitcnn.books import RunManifest
+from fruitcnn.books import RunManifest, Timing
 from fruitcnn.classify import ClassifyConfig, classify, dry_run
 from jobs.cli import progress, ray_session, run, summary
 
@@ -25,8 +25,26 @@ def main(config: ClassifyConfig) -> None:
         from fruitcnn.report import write_report
 
         write_report(report, predictions=config.predictions)
-    where = {"predictions": config.predictions, "model": config.model, "report": report}
+    where = {"predictions": config.predictions, "model": config.model, "report": report} | _export(config, manifest)
     summary("predictions", describe(manifest), where)
+
+
+def _export(config: ClassifyConfig, manifest: RunManifest) -> dict[str, str]:
+    """Write what was asked for besides the predictions; name -> where it lies."""
+    where = {}
+    predictions = storage.normalise(config.predictions)
+    if config.csv:
+        from fruitcnn.exports import write_csv
+
+        where["csv"] = write_csv(predictions, manifest)
+    if config.organise:
+        from fruitcnn.exports import organise
+
+        with storage.argument("--organise"):
+            done = organise(predictions, manifest, config.organise, config.organise_by)
+        gone = f", {done.num_missing:,} not readable any more" if done.num_missing else ""
+        where["organised"] = f"{config.organise} ({done.num_placed:,} pictures{gone})"
+    return where
 
 
 def describe(manifest: RunManifest) -> dict[str, Any]:
@@ -39,13 +57,19 @@ def describe(manifest: RunManifest) -> dict[str, Any]:
         "unsure": books.num_unsure,
         "rejected": f"{books.num_rejected:,}" + (f" ({causes})" if causes else ""),
         "parts": len(manifest.parts),
-        "last attempt": f"{timing.num_inputs:,} images in {timing.classify_seconds:.1f} s",
+        "last attempt": f"{timing.num_inputs:,} images in {timing.classify_seconds:.1f} s{_predicted(timing)}",
     }
+    if manifest.num_retried:
+        rows["retried"] = f"{manifest.num_retried:,} rejected inputs, taken again"
     if manifest.num_hidden:
         rows["hidden files"] = f"{manifest.num_hidden:,} passed over"
     if manifest.num_repeated:
         rows["listed again"] = f"{manifest.num_repeated:,} names, classified once"
     return rows
+
+
+def _predicted(timing: Timing) -> str:
+    return f" ({timing.predicted_seconds:.1f} s predicted)" if timing.predicted_seconds is not None else ""
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""A sample of the inputs, tried for a few seconds -> what the whole run will take. For `jobs.classify --dry-run`.
+
+Everything runs as in an actor, in this process. The share of each stage is the CPU time of one thread over a few
+batches; the rate is that of all threads together.
+"""
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from fruitcnn import fetch, images
+from fruitcnn.infer import Model, Options, Workers
+from fruitcnn.inputs import Input
+
+SECONDS = 20.0
+SAMPLE_INPUTS = 10_000
+
+START_SECONDS = 3.0
+"""Imports, opening the model, and the report at the end."""
+
+_STAGE_INPUTS = 128
+_T = TypeVar("_T")
+
+
+class Forecast(NamedTuple):
+    """What a run over num_inputs will take on this machine."""
+
+    num_tried: int
+    images_per_second: float
+    total_seconds: float
+    memory_bytes: int
+    stage_seconds: dict[str, float]
+    """Of one thread, per input: read, decode, model."""
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that takes longest."""
+        return max(self.stage_seconds, key=lambda stage: self.stage_seconds[stage])
+
+
+def forecast(
+    num_inputs: int,
+    listing_seconds: float,
+    sample: Sequence[Input],
+    models: Sequence[Model],
+    options: Options,
+    seconds: float = SECONDS,
+) -> Forecast:
+    """Try the sample for at most `seconds`; its inputs stand for all num_inputs, which took so long to list."""
+    stages = _stages(sample[:_STAGE_INPUTS], models[0], options)
+    workers = Workers(models, options)
+    size = options.batch_size * options.num_threads * 4  # a part, more or less: all threads at work
+    workers.rows(sample[: options.batch_size])  # what is done once
+    started_seconds, num_tried = time.monotonic(), 0
+    for first in range(0, len(sample), size):
+        num_tried += len(workers.rows(sample[first : first + size]).ids)
+        if time.monotonic() - started_seconds > seconds:
+            break
+    rate = num_tried / max(1e-6, time.monotonic() - started_seconds)
+    total_seconds = START_SECONDS + listing_seconds + num_inputs / rate
+    memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Forecast(num_tried, rate, total_seconds, memory_bytes, stages)
+
+
+def describe(found: Forecast, num_threads: int) -> dict[str, Any]:
+    """Name -> value, for a person."""
+    shares = ", ".join(f"{stage} {seconds * 1e6:,.0f} us" for stage, seconds in found.stage_seconds.items())
+    return {
+        "tried": f"{found.num_tried:,} inputs, {found.images_per_second:,.0f}/s with {num_threads} threads",
+        "predicted time": f"{found.total_seconds:,.0f} s on this machine",
+        "predicted memory": f"{found.memory_bytes / 2**20:,.0f} MiB",
+        "bottleneck": f"{found.bottleneck} ({shares} a picture and thread)",
+    }
+
+
+def _stages(sample: Sequence[Input], model: Model, options: Options) -> dict[str, float]:
+    """Seconds per input of reading (waiting included), decoding and the model, one after the other in one thread."""
+    files, read_seconds = _timed(lambda: list(_read(sample)), time.perf_counter)
+    pixels, decode_seconds = _timed(lambda: [_decode(data, model, options) for data in files if data], time.thread_time)
+    pictures = [each for each in pixels if each is not None]
+    model_seconds = 0.0
+    if pictures:
+        batch = np.stack(pictures)
+        model.predict(batch)
+        _, model_seconds = _timed(lambda: model.predict(batch), time.perf_counter)
+    num = max(1, len(sample))
+    return {"read": read_seconds / num, "decode": decode_seconds / num, "model": model_seconds / num}
+
+
+def _read(sample: Sequence[Input]) -> Iterator[bytes | None]:
+    for start, stop in fetch.chunks(sample, 0, len(sample)):
+        yield from (found.data for found in fetch.fetch(sample[start:stop]))
+
+
+def _decode(data: bytes, model: Model, options: Options) -> images.Pixels | None:
+    try:
+        return images.decode(data, model.input_px, options.max_pixels).pixels
+    except images.ImageError:
+        return None
+
+
+def _timed(work: Callable[[], _T], clock: Callable[[], float]) -> tuple[_T, float]:
+    started = clock()
+    found = work()
+    return found, clock() - started

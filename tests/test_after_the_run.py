@@ -1,0 +1,214 @@
+"""What is done with finished predictions: rejected inputs again, CSV, folders by label; and looks before the run."""
+
+import csv
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from test_classify import no_progress, part_hashes, rows_by_id, with_
+from tiny_bundle import write_bundle
+
+from fruitcnn import calibrate, exports, infer, storage
+from fruitcnn.budget import Budget
+from fruitcnn.classify import ClassifyConfig, classify, dry_run
+from fruitcnn.errors import UsageError
+from fruitcnn.inputs import Listing
+
+
+@pytest.fixture
+def config(tmp_path: Path, jpeg_bytes: Callable[..., bytes]) -> ClassifyConfig:
+    """Twenty pictures in parts of five, two of them damaged, one no picture; and a model."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number:02d}.jpg").write_bytes(jpeg_bytes(number))
+    (folder / "03.jpg").write_bytes(jpeg_bytes(3)[:300])
+    (folder / "12.jpg").write_bytes(jpeg_bytes(12)[:300])
+    (folder / "17.jpg").write_bytes(b"not a picture")
+    return ClassifyConfig(
+        model=write_bundle(tmp_path / "model"),
+        images=str(folder),
+        predictions=str(tmp_path / "out"),
+        part_images=5,
+        batch_size=2,
+    )
+
+
+def test_rejected_inputs_are_taken_again_and_nothing_else_changes(
+    config: ClassifyConfig, jpeg_bytes: Callable[..., bytes]
+) -> None:
+    first = classify(config, no_progress)
+    assert first.books.rejected_by_cause == {"not-an-image": 1, "truncated": 2}
+    before, files = rows_by_id(config.predictions), part_hashes(config.predictions)
+    mended = Path(config.images, "03.jpg")
+    mended.write_bytes(jpeg_bytes(3))
+    Path(config.images, "17.jpg").write_bytes(jpeg_bytes(17))
+
+    again = classify(with_(config, retry_rejected=True, cause=("truncated",)), no_progress)
+    assert again.books.rejected_by_cause == {"not-an-image": 1, "truncated": 1}
+    assert (again.num_retried, again.books.num_ok, again.books.num_listed) == (2, 18, 20)
+    after = rows_by_id(config.predictions)
+    assert {name for name, row in after.items() if row != before[name]} == {str(mended)}
+    assert after[str(mended)]["sha256"] == hashlib.sha256(jpeg_bytes(3)).hexdigest()
+    untouched = ["/parts/part-00001.parquet", "/parts/part-00003.parquet"]
+    assert [part_hashes(config.predictions)[name] for name in untouched] == [files[name] for name in untouched]
+    assert {f"/{part.path}": part.sha256 for part in again.parts} == {
+        name: digest for name, digest in part_hashes(config.predictions).items() if name.startswith("/parts")
+    }
+
+    everything = classify(with_(config, retry_rejected=True), no_progress)
+    assert everything.books.rejected_by_cause == {"truncated": 1}
+    assert classify(config, no_progress) == everything, "the plain command finds a finished run"
+
+
+def test_a_retry_that_was_killed_leaves_a_run_that_the_plain_command_closes(
+    config: ClassifyConfig, jpeg_bytes: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classify(config, no_progress)
+    for number in (3, 12):
+        Path(config.images, f"{number:02d}.jpg").write_bytes(jpeg_bytes(number))
+    real = infer.PartClassifier.retry
+
+    def dies(self: infer.PartClassifier, part: int) -> object:
+        if part == 2:
+            raise KeyboardInterrupt
+        return real(self, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(infer.PartClassifier, "retry", dies)
+        with pytest.raises(KeyboardInterrupt):
+            classify(with_(config, retry_rejected=True), no_progress)
+    assert not storage.exists(f"{config.predictions}/manifest.json")
+    closed = classify(config, no_progress)
+    assert closed.books.num_listed == 20
+    finished = classify(with_(config, retry_rejected=True), no_progress)
+    assert finished.books.rejected_by_cause == {"not-an-image": 1}
+
+
+def test_a_retry_of_an_unfinished_run_is_refused(config: ClassifyConfig) -> None:
+    classify(config, no_progress)
+    Path(config.predictions, "manifest.json").unlink()
+    Path(config.predictions, "parts", "part-00001.parquet").unlink()
+    with pytest.raises(UsageError, match="is not finished; the same command without --retry-rejected"):
+        classify(with_(config, retry_rejected=True), no_progress)
+
+
+def test_cause_needs_a_retry(config: ClassifyConfig) -> None:
+    with pytest.raises(ValueError, match="goes with --retry-rejected only"):
+        with_(config, cause=("truncated",))
+
+
+def test_csv_says_what_parquet_says(config: ClassifyConfig) -> None:
+    manifest = classify(with_(config, probabilities=True), no_progress)
+    folder = exports.write_csv(config.predictions, manifest)
+    lines = [line for path in sorted(Path(folder).iterdir()) for line in csv.DictReader(path.open())]
+    rows = rows_by_id(config.predictions)
+    assert [line["id"] for line in lines] == list(rows)
+    for line in lines:
+        row = rows[line["id"]]
+        assert line["status"] == row["status"]
+        assert line["label"] == (row["label"] or "")
+        assert line["top_labels"] == "|".join(row["top_labels"] or [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("by", ["link", "copy"])
+def test_pictures_are_put_into_folders_by_label(config: ClassifyConfig, tmp_path: Path, by: exports.By) -> None:
+    manifest = classify(with_(config, min_confidence=0.4), no_progress)
+    Path(config.images, "05.jpg").rename(tmp_path / "elsewhere.jpg")
+    target = tmp_path / "sorted"
+    for _ in range(2):
+        done = exports.organise(config.predictions, manifest, str(target), by)
+        assert done == exports.Organised(19, 1)
+    copies = [line for path in sorted((target / "copies").iterdir()) for line in csv.DictReader(path.open())]
+    rows = rows_by_id(config.predictions)
+    assert [line["id"] for line in copies] == list(rows)
+    for line in copies:
+        source, place, row = Path(line["id"]), line["target"], rows[line["id"]]
+        if source.name == "05.jpg":
+            assert place == ""
+            continue
+        folder = {"ok": row["label"], "unsure": f"_unsure/{row['label']}", "rejected": f"_rejected/{row['cause']}"}
+        assert Path(place).parent == target / str(folder[str(row["status"])])
+        assert Path(place).read_bytes() == source.read_bytes()
+        assert os.path.samefile(place, source) == (by == "link")  # noqa: PTH121
+
+
+def test_members_of_an_archive_are_organised_too(config: ClassifyConfig, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "all"), "zip", config.images)
+    packed = with_(config, images=str(tmp_path / "all.zip"))
+    manifest = classify(packed, no_progress)
+    done = exports.organise(packed.predictions, manifest, str(tmp_path / "sorted"), "link")
+    assert done == exports.Organised(20, 0)
+    assert len(list((tmp_path / "sorted").rglob("*.jpg"))) == 20
+
+
+def test_a_sample_is_a_run_of_its_own_always_of_the_same_inputs(config: ClassifyConfig) -> None:
+    whole, some, again = (list(Listing(config.images, None, num)) for num in (None, 7, 7))
+    assert some == again
+    assert len(some) == 7
+    assert [item for item in whole if item in some] == some
+    assert list(Listing(config.images, None, 100)) == whole
+    manifest = classify(with_(config, sample=7), no_progress)
+    assert manifest.books.num_listed == 7
+    with pytest.raises(UsageError, match="sample: that run has 7, this command says None"):
+        classify(config, no_progress)
+
+
+def test_a_dry_run_tries_a_sample_and_says_what_to_expect(config: ClassifyConfig) -> None:
+    said = dry_run(config)
+    assert said["inputs"] == 20
+    assert "20 inputs" in said["tried"]
+    assert said["bottleneck"].split()[0] in ("read", "decode", "model")
+    assert storage.is_empty(config.predictions)
+
+
+def test_the_forecast_is_the_measured_rate_over_all_inputs(config: ClassifyConfig) -> None:
+    models = infer.open_models(config.model, "openvino", 2)
+    options = infer.Options(
+        batch_size=4, top_k=1, probabilities=False, min_confidence=0, max_pixels=10**6, num_threads=2
+    )
+    found = calibrate.forecast(1_000_000, 5.0, list(Listing(config.images)), models, options, seconds=0.0)
+    assert found.num_tried == 20
+    assert found.total_seconds == pytest.approx(calibrate.START_SECONDS + 5 + 1_000_000 / found.images_per_second)
+
+
+def test_the_manifest_holds_the_prediction_beside_the_time(config: ClassifyConfig) -> None:
+    timing = classify(config, no_progress).timing
+    assert timing.predicted_seconds is not None
+    assert timing.predicted_seconds > 0
+
+
+def test_every_part_names_the_model_that_made_it(config: ClassifyConfig) -> None:
+    manifest = classify(config, no_progress)
+    for part in manifest.parts:
+        metadata = pq.read_schema(Path(config.predictions, part.path)).metadata[b"fruitcnn"]
+        assert manifest.model_hash.encode() in metadata
+
+
+def test_a_budget_is_never_exceeded_and_everyone_gets_a_turn() -> None:
+    budget, held, most, done = Budget(100), [0], [0], []
+    lock = threading.Lock()
+
+    def work(num_bytes: int) -> None:
+        with budget.hold(num_bytes):
+            with lock:
+                held[0] += min(num_bytes, 100)
+                most[0] = max(most[0], held[0])
+            time.sleep(0.001)
+            with lock:
+                held[0] -= min(num_bytes, 100)
+        done.append(num_bytes)
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in (10, 60, 70, 500, 40, 100) * 4]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(done) == len(threads)
+    assert most[0] <= 100
