@@ -22,6 +22,9 @@ from filelock import FileLock
 from fruitcnn import cache, storage
 from fruitcnn.storage_errors import from_os
 
+SPARSE = -3
+"""As a member's method: a file with holes, which has no bytes of its own to read in one piece."""
+
 _ZIP_LOCAL_HEADER_BYTES = 30
 _EXTRA_SLACK_BYTES = 64  # the local header's extra field may be longer than the central directory's
 _READ_AHEAD_BYTES = 1 << 20
@@ -56,16 +59,18 @@ def seekable(uri: str, cache_dir: str | None = None) -> str:
     return _inflated(uri, cache_dir) if _is_gzipped(uri) else uri
 
 
-def list_members(uri: str) -> Iterator[Member]:
+def list_members(uri: str, *, is_lenient: bool = False) -> Iterator[Member]:
     """Streams the regular files of a seekable .zip or .tar, in archive order.
 
     Folders, links and devices are passed over; of a name that occurs twice both are yielded (the later one counts when
     an archive is unpacked). Raises ArchiveError: cut off, not an archive, or a name that leaves the archive's root;
-    StorageError: cannot be read.
+    StorageError: cannot be read. is_lenient: for those who read in place only and must account for every file: names
+    that leave the root are yielded as they are, and sparse members of a tar too, with the method SPARSE.
     """
     with _RangedFile(uri) as raw, io.BufferedReader(raw, _READ_AHEAD_BYTES) as file:
         try:
-            yield from _zip_members(file) if uri.lower().endswith(".zip") else _tar_members(file)
+            members = _zip_members if uri.lower().endswith(".zip") else _tar_members
+            yield from members(file, is_lenient)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
             raise ArchiveError(
                 f"{uri} ({raw.size_bytes:,} bytes) is cut off or is not the archive its name says: {error}. "
@@ -97,23 +102,25 @@ def safe_name(name: str) -> str:
     return "/".join(parts)
 
 
-def _zip_members(file: IO[bytes]) -> Iterator[Member]:
+def _zip_members(file: IO[bytes], is_lenient: bool) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             unix_type = info.external_attr >> 28
             if info.is_dir() or unix_type == 0xA or info.filename.endswith("\\"):  # folder, symbolic link
                 continue
             method = info.compress_type if not info.flag_bits & _ENCRYPTED else -1
-            name = safe_name(info.filename)
+            name = info.filename if is_lenient else safe_name(info.filename)
             yield Member(name, info.file_size, info.CRC, info.header_offset, info.compress_size, method)
 
 
-def _tar_members(file: IO[bytes]) -> Iterator[Member]:
+def _tar_members(file: IO[bytes], is_lenient: bool) -> Iterator[Member]:
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (info := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header: memory would grow
-            if info.isreg() and not info.issparse():
-                yield Member(safe_name(info.name), info.size, None, info.offset_data, info.size, None)
+            if info.isreg() and (is_lenient or not info.issparse()):
+                name = info.name if is_lenient else safe_name(info.name)
+                method = SPARSE if info.issparse() else None
+                yield Member(name, info.size, None, info.offset_data, info.size, method)
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             # tarfile takes this for the end; a transfer that broke off between two members looks the same.

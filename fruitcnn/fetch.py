@@ -124,6 +124,8 @@ def _fetch_member(item: Input) -> Fetched:
         return _too_large(item.id, item.size_bytes)
     if item.method == _ENCRYPTED_METHOD:
         return Fetched(item.id, None, "encrypted", "the archive's member is encrypted")
+    if item.method == archives.SPARSE:
+        return Fetched(item.id, None, "unsupported", "sparse members of a tar are not read")
     if item.method not in (None, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return Fetched(item.id, None, "unsupported", f"zip compression method {item.method} is not read")
     try:
@@ -143,7 +145,7 @@ def _seekable(container: str) -> str:
 
 def _why_no_archive(uri: str) -> str:
     try:
-        for _ in archives.list_members(archives.seekable(uri)):
+        for _ in archives.list_members(archives.seekable(uri), is_lenient=True):
             pass
     except archives.ArchiveError as error:
         return str(error)[:200]

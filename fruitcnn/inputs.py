@@ -165,7 +165,7 @@ def archive_members(uri: str, size_bytes: int, on_hidden: Callable[[], None]) ->
     """
     seen: set[int] = set()
     try:
-        for member in archives.list_members(archives.seekable(uri)):
+        for member in archives.list_members(archives.seekable(uri), is_lenient=True):
             if _is_hidden(member.name):
                 on_hidden()
                 continue
@@ -180,7 +180,7 @@ def archive_members(uri: str, size_bytes: int, on_hidden: Callable[[], None]) ->
 def _require_members(uri: str) -> None:
     """Raise UsageError for an archive that yields nothing at all: among others it is a row, alone it is a mistake."""
     try:
-        next(archives.list_members(archives.seekable(uri)), None)
+        next(archives.list_members(archives.seekable(uri), is_lenient=True), None)
     except archives.ArchiveError as error:
         raise UsageError(f"--images {error}") from error
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +10,9 @@ from urllib.parse import urlsplit
 
 Answer = tuple[int, bytes]
 SLOW_DOWN: Answer = (503, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>")
+
+CUT: Answer = (0, b"")
+"""The connection breaks off without an answer."""
 
 
 class FaultServer(ThreadingHTTPServer):
@@ -39,6 +43,10 @@ class _Handler(BaseHTTPRequestHandler):
             server.num_requests += 1
             number = server.num_requests
         answer = server.answer(number, self.command, self.path)
+        if answer == CUT:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         headers = [("Content-Length", str(len(answer[1])))] if answer else []
         if answer is None:
             assert server.upstream
