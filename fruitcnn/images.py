@@ -49,6 +49,7 @@ LARGE_PIXELS = 1 << 21
 
 _JPEG_BYTES_PER_PIXEL = 6  # the coefficients of a progressive one; what comes out is small
 _OTHER_BYTES_PER_PIXEL = 16  # as the file has it, as RGB or RGBA, turned, and as an array
+_FREE = nullcontext()
 _BLOCK_PIXELS = 1 << 20
 _APP1, _START_OF_SCAN = 0xE1, 0xDA  # JPEG markers
 _ORIENTATION_TAG = 0x0112
@@ -174,7 +175,7 @@ def _decode_other(
 
 
 def _held(hold: Hold | None, num_pixels: int, bytes_per_pixel: int) -> AbstractContextManager[None]:
-    return hold(num_pixels * bytes_per_pixel) if hold and num_pixels > LARGE_PIXELS else nullcontext()
+    return hold(num_pixels * bytes_per_pixel) if hold and num_pixels > LARGE_PIXELS else _FREE
 
 
 def _jpeg_exif(data: bytes) -> bytes:

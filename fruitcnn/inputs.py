@@ -243,4 +243,5 @@ def _object(name: str, size_bytes: int) -> Input:
 
 
 def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") or part in _SYSTEM_NAMES for part in path.split("/") if part)
+    parts = (part for part in path.split("/") if part not in ("", ".", ".."))
+    return any(part.startswith(".") or part in _SYSTEM_NAMES for part in parts)

@@ -23,6 +23,7 @@ SAVED = ("AVIF", "BMP", "DDS", "DIB", "EPS", "GIF", "ICNS", "ICO", "IM", "JPEG",
          "PPM", "QOI", "SGI", "SPIDER", "TGA", "TIFF", "WEBP", "XBM")  # fmt: skip
 UNREAD = ("EPS", "IM", "PDF", "SPIDER", "XBM")
 NUM_CUTS = 36
+NUM_MEMBERS = 100_000 if "FRUITCNN_ROUNDS" in os.environ else 66_000  # beyond 65,535 a zip needs zip64
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +48,16 @@ def test_a_thousand_odd_files(model: str, tmp_path: Path, jpeg_bytes: Callable[.
     folder.mkdir()
 
     def put(name: str | bytes, data: bytes, cause: str | None) -> None:
-        """cause: what the row must say; "ok" for none, None for any cause of the contract, or none."""
+        """cause: what the row must say; "ok" for none, "refused" for a format that is not read, None for anything."""
         path = os.path.join(os.fsencode(folder), os.fsencode(name))  # noqa: PTH118
         with open(path, "wb") as file:
             file.write(data)
-        text = os.fsdecode(path)
-        wanted[text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")] = cause
+        wanted[os.fsdecode(path).encode("utf-8", "backslashreplace").decode()] = cause
 
     draw = random.Random(0)
     for seed, format_name in enumerate(SAVED):
         data = saved(format_name, seed)
-        put(f"whole.{format_name}", data, "unsupported" if format_name in UNREAD else "ok")
+        put(f"whole.{format_name}", data, "refused" if format_name in UNREAD else "ok")
         for number in range(NUM_CUTS):
             put(f"cut-{number}.{format_name}", data[: draw.randrange(1, len(data))], None)
     for orientation in range(1, 9):
@@ -93,7 +93,9 @@ def test_a_thousand_odd_files(model: str, tmp_path: Path, jpeg_bytes: Callable[.
     assert manifest.books.num_listed == len(wanted)
     for name, cause in wanted.items():
         row = rows[name]
-        if cause is not None:
+        if cause == "refused":
+            assert row["cause"] in ("unsupported", "not-an-image"), (name, row["detail"])
+        elif cause is not None:
             assert (row["cause"] or "ok") == cause, (name, row["detail"])
         assert (row["status"] == "rejected") == (row["cause"] in {*images.CAUSES, *fetch.CAUSES}), name
         assert (row["label"] is None) == (row["status"] == "rejected"), name
@@ -156,19 +158,21 @@ def spoil(path: Path, damaged: str, secret: str) -> None:
     path.write_bytes(raw)
 
 
-def test_a_zip_of_a_hundred_thousand_members_is_planned_and_its_ranges_are_read(model: str, tmp_path: Path) -> None:
+def test_a_zip_of_very_many_members_is_planned_and_its_ranges_are_read(tmp_path: Path) -> None:
     from fruitcnn.inputs import Listing
     from fruitcnn.plan import PlanReader, write_plan
 
     path = tmp_path / "many.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        for number in range(100_000):
+        for number in range(NUM_MEMBERS):
             archive.writestr(f"{number // 1000:03d}/{number}.jpg", str(number))
     plan = write_plan(str(tmp_path / "out"), Listing(str(path)), "m", {}, 2048, 10**9)
-    assert (plan.num_inputs, plan.num_parts) == (100_000, 49)
-    last = PlanReader(str(tmp_path / "out"), plan).read(48)
+    assert plan.num_inputs == NUM_MEMBERS
+    last = PlanReader(str(tmp_path / "out"), plan).read(plan.num_parts - 1)
     found = [each for start, stop in fetch.chunks(last, 0, len(last)) for each in fetch.fetch(last[start:stop])]
-    assert [each.data for each in found] == [str(number).encode() for number in range(48 * 2048, 100_000)]
+    assert [each.data for each in found] == [
+        str(number).encode() for number in range((plan.num_parts - 1) * 2048, NUM_MEMBERS)
+    ]
 
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
