@@ -18,10 +18,10 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench s3 web clean
+.PHONY: help setup demo test lint bench s3 local-cluster web clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## build .venv (EXTRA=cpu, or EXTRA=gpu); nothing to do when it is up to date
 
@@ -41,6 +41,9 @@ bench: setup ## measure speed side by side with plain Keras
 
 s3: setup ## run a local S3 server until Ctrl-C
 	$(PYTHON) -m cluster.local_s3
+
+local-cluster: setup ## run a Ray cluster (a head, two workers, S3, token) on this machine until Ctrl-C
+	$(PYTHON) -m cluster.local
 
 # Three files of onnxruntime-web; its scripts do not run, and npm checks each package against the hashes of the lock.
 ORT := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm

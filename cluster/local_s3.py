@@ -91,7 +91,7 @@ def _start(directory: Path, bucket: str, keys: tuple[str, str], port: int | None
     """Start until ready. A free port may be taken between our look and the server's bind, so a second try is due."""
     for attempt in (1, 2):
         _wipe(directory)
-        ports = _free_ports(len(PORT_FLAGS), port)
+        ports = free_ports(len(PORT_FLAGS), port)
         process = _spawn(directory, bucket, keys, ports)
         server = LocalS3(f"http://127.0.0.1:{ports[0]}", bucket, *keys, directory / "weed.log", process)
         try:
@@ -130,7 +130,7 @@ def _wipe(directory: Path) -> None:
             child.unlink()
 
 
-def _free_ports(num_ports: int, first: int | None) -> list[int]:
+def free_ports(num_ports: int, first: int | None) -> list[int]:
     """Distinct free ports; SeaweedFS itself would silently take another one in place of a busy one."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(num_ports)]

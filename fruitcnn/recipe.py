@@ -100,7 +100,10 @@ class TrainConfig(Augmentation):
     """Everything `jobs.train` is told."""
 
     dataset: str = Field(description="data set that jobs.shard wrote: a folder or s3://bucket/prefix")
-    run: str = Field(description="where checkpoints, metrics and the result go; the same command resumes there")
+    run: str = Field(
+        description="where checkpoints, metrics and the result go: a folder or s3://bucket/prefix; the same command "
+        "resumes there"
+    )
     preset: Literal["speed", "seed", "best"] = Field(
         "speed",
         description="recipe that fills what is not given: speed (the shortest way to 98 %), seed (the reference "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obstore.store import S3Store
 
+from fruitcnn import sealed
 from fruitcnn.storage_errors import CREDENTIALS_HINT, PermissionDeniedError, StorageError, from_s3
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def client_of(uri: str) -> Client:
         raise StorageError(uri, "S3 was used before this process was forked: start processes by spawn or forkserver")
     _started_in_process = process
     try:
+        sealed.open_environment()
         return _client_with(uri.removeprefix("s3://").partition("/")[0], tuple(map(os.environ.get, _SETTINGS)))
     except Exception as error:  # noqa: BLE001 - botocore and obstore raise builtin classes too
         raise _from_setup(uri, error) from None
@@ -92,6 +94,7 @@ def credentials_of(uri: str) -> Credentials:
     import boto3
 
     try:
+        sealed.open_environment()
         session = boto3.Session()
         found = session.get_credentials()
         frozen = found.get_frozen_credentials() if found else None
@@ -106,6 +109,8 @@ def _from_setup(uri: str, error: Exception) -> StorageError:
     """An error before the first request: of the settings, then. botocore's texts name profile and file, no secret."""
     if "session.get_credentials" in str(error):
         return PermissionDeniedError(uri, f"no AWS credentials found: {CREDENTIALS_HINT}")
+    if isinstance(error, sealed.SealError):
+        return PermissionDeniedError(uri, str(error))
     if "botocore" in type(error).__module__:
         return PermissionDeniedError(uri, f"{error}: {CREDENTIALS_HINT}")
     return from_s3(uri, _endpoint() or "Amazon S3", error)

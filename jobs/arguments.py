@@ -36,18 +36,25 @@ def parse(
     `--help` prints and raises SystemExit(0). UsageError holds one line for each problem found.
     """
     fields = config_class.model_fields
-    flags, file = read_flags(fields, argv, command, doc)
-    variables = {name: ENV_PREFIX + name.upper() for name in fields}
-    # Later sources overwrite earlier ones: (value, how the user names it).
-    found = {name: (value, f"{name} in {file}") for name, value in _read_yaml(file, fields).items()} if file else {}
-    found |= {name: (environ[var], f"{var} (environment)") for name, var in variables.items() if environ.get(var)}
-    found |= {name: (value, spelling(name, fields[name])) for name, value in flags.items()}
+    found = gather(fields, argv, environ, command, doc)
     values = {name: _split(value) if _is_split(fields[name]) else value for name, (value, _) in found.items()}
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
         origins = {name: origin for name, (_, origin) in found.items()}
         raise UsageError("\n".join(problems(error, fields, origins))) from None
+
+
+def gather(
+    fields: Mapping[str, FieldInfo], argv: Sequence[str], environ: Mapping[str, str], command: str, doc: str
+) -> dict[str, tuple[Any, str]]:
+    """Field -> (value as text or list of texts, how the user names it), for all that is set anywhere."""
+    flags, file = read_flags(fields, argv, command, doc)
+    variables = {name: ENV_PREFIX + name.upper() for name in fields}
+    # Later sources overwrite earlier ones.
+    found = {name: (value, f"{name} in {file}") for name, value in _read_yaml(file, fields).items()} if file else {}
+    found |= {name: (environ[var], f"{var} (environment)") for name, var in variables.items() if environ.get(var)}
+    return found | {name: (value, spelling(name, fields[name])) for name, value in flags.items()}
 
 
 def problems(error: ValidationError, fields: Mapping[str, FieldInfo], origins: Mapping[str, str]) -> list[str]:

@@ -50,7 +50,8 @@ def read_flags(
 
 def spelling(name: str, field: FieldInfo) -> str:
     """How a person types the field: --num-workers, or JOB for a positional one."""
-    return name.upper() if is_positional(field) else "--" + name.replace("_", "-")
+    # A trailing _ keeps a field's name from being a word of Python: as_ is --as.
+    return name.upper() if is_positional(field) else "--" + name.rstrip("_").replace("_", "-")
 
 
 def is_positional(field: FieldInfo) -> bool:
