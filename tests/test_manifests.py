@@ -15,8 +15,7 @@ from jobs import entry
 
 ROOT = Path(__file__).resolve().parents[1]
 KUBERAY = sorted((ROOT / "cluster" / "kuberay").glob("*.yaml"))
-SHARED = ROOT.parent / "shared" / "kuberay-crds"
-CRDS = SHARED if SHARED.is_dir() else Path("/work/shared/kuberay-crds")
+CRDS = ROOT.parent / "shared" / "kuberay-crds"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 LOCKED = {each["name"]: each.get("version") for each in tomllib.loads((ROOT / "uv.lock").read_text())["package"]}
 KUBERNETES = "1.32"
