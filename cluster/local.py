@@ -13,14 +13,11 @@ The nodes know the S3 server's keys, as nodes in a cloud know their role: submit
 
 import argparse
 import contextlib
-import ctypes
 import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -31,23 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.local_s3 import LocalS3, free_ports, local_s3
-
-READY_SECONDS = 180.0
-START_TRIES = 4
-STOP_SECONDS = 15.0
-OBJECT_STORE_BYTES = 200_000_000
-STARTED = "Ray runtime started"
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "TF_CPP_MIN_LOG_LEVEL": "3", "RAY_DISABLE_IMPORT_WARNING": "1"}
-_ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Node:
-    """One running `ray start --block`: its name, process and log."""
-
-    name: str
-    process: subprocess.Popen[bytes] = field(repr=False)
-    log: Path
+from cluster.nodes import READY_SECONDS, Node, end, environment_of, start_node
 
 
 @dataclass(frozen=True)
@@ -83,19 +64,16 @@ def local_cluster(
         logs.mkdir(parents=True, exist_ok=True)
         token = secrets.token_hex(32)
         gcs, dashboard, client = free_ports(3, None)
-        known = {**os.environ, **_QUIET, **environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-        known["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "PYTHONPATH"):  # the submitted code counts, not this one
-            known.pop(name, None)
+        known = environment_of(environment, token)
         address = f"127.0.0.1:{gcs}"
         head = ["--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                 f"--ray-client-server-port={client}", f"--temp-dir={temp / 'head'}", "--num-cpus=0"]  # fmt: skip
-        nodes = [_start("head", head, known, logs, None)]
+        nodes = [start_node("head", head, known, logs)]
         stack.callback(end, nodes[0].process)
         for number, (cpus, cores) in enumerate(zip(worker_cpus, _cores(worker_cpus), strict=True), 1):
             # A folder of its own, as on a host of its own: Ray unpacks submitted code into it, and deletes it, by node.
             joined = [f"--address={address}", f"--num-cpus={cpus}", f"--temp-dir={temp / f'w{number}'}"]
-            nodes.append(_start(f"worker-{number}", joined, known, logs, cores))
+            nodes.append(start_node(f"worker-{number}", joined, known, logs, cores))
             stack.callback(end, nodes[-1].process)
         cluster = LocalCluster(f"http://127.0.0.1:{dashboard}", address, token, nodes, temp)
         if _status(cluster.url) != 401:
@@ -112,82 +90,6 @@ def _cores(worker_cpus: Sequence[int]) -> list[set[int] | None]:
     return [set(free[start : start + cpus]) for start, cpus in zip(starts, worker_cpus, strict=True)]
 
 
-def _start(
-    name: str, arguments: Sequence[str], environment: Mapping[str, str], logs: Path, cores: set[int] | None
-) -> Node:
-    """Start until it is up. Ray gives its own processes 30 s, which a busy machine may exceed: then once more."""
-    for tries_left in reversed(range(START_TRIES)):
-        node = _spawn(name, arguments, environment, logs, cores)
-        try:
-            problem = _wait(node)
-        except BaseException:
-            end(node.process)
-            raise
-        if problem is None:
-            return node
-        end(node.process)
-        if not tries_left or "timed out during startup" not in problem:
-            raise RuntimeError(f"{name}: {problem}")
-    raise AssertionError("unreachable")
-
-
-def _spawn(
-    name: str, arguments: Sequence[str], environment: Mapping[str, str], logs: Path, cores: set[int] | None
-) -> Node:
-    agent, grpc, metrics, environments = free_ports(4, None)
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
-               "--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0",
-               f"--object-store-memory={OBJECT_STORE_BYTES}", f"--dashboard-agent-listen-port={agent}",
-               f"--dashboard-agent-grpc-port={grpc}", f"--metrics-export-port={metrics}",
-               f"--runtime-env-agent-port={environments}", *arguments]  # fmt: skip
-    log = logs / f"{name}.log"
-
-    def prepare() -> None:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # a killed parent must not leave a cluster behind
-            if cores:
-                os.sched_setaffinity(0, cores)
-
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=dict(environment), cwd=logs, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True, preexec_fn=prepare,
-        )  # fmt: skip
-    return Node(name, process, log)
-
-
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a node and everything it started; each by its own id."""
-    import psutil  # comes with Ray
-
-    children: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(process.pid).children(recursive=True)
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    if process.poll() is None:
-        process.kill()
-    process.wait()
-    psutil.wait_procs(children, timeout=5)
-
-
-def _wait(node: Node) -> str | None:
-    """None when the node is up, else what happened, with the end of its log."""
-    deadline = time.monotonic() + READY_SECONDS
-    while STARTED not in (text := node.log.read_text(errors="replace")):
-        if node.process.poll() is not None:
-            return f"ended: {text[-1500:]}"
-        if time.monotonic() > deadline:
-            return f"not up after {READY_SECONDS:.0f} s: {text[-1500:]}"
-        time.sleep(0.2)
-    return None
-
-
 def _status(url: str) -> int:
     """The HTTP status with which the job server answers to a request without a token; 0 for no answer."""
     deadline = time.monotonic() + READY_SECONDS
@@ -202,7 +104,8 @@ def _status(url: str) -> int:
     return 0
 
 
-def _write_environment(directory: Path, cluster: LocalCluster, s3: LocalS3) -> Path:
+def write_environment(directory: Path, cluster: LocalCluster, s3: LocalS3) -> Path:
+    """Write the lines that another shell needs to DIRECTORY/environment, readable by this user alone."""
     file = directory / "environment"
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
@@ -235,7 +138,7 @@ def main() -> None:
             parser.error(str(error))
         except RuntimeError as error:
             sys.exit(f"local cluster: {error}")
-        file = _write_environment(directory, cluster, s3)
+        file = write_environment(directory, cluster, s3)
         stack.callback(file.unlink, missing_ok=True)
         print(f"{len(cpus)} workers of {arguments.cpus} CPU, s3://{s3.bucket}, dashboard {cluster.url}")
         print(f"in another shell:  source {file}", flush=True)

@@ -21,7 +21,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,10 +62,13 @@ def local_s3(
     access_key: str | None = None,
     secret_key: str | None = None,
     port: int | None = None,
+    host: str = "127.0.0.1",
+    within: Sequence[str] = (),
 ) -> Iterator[LocalS3]:
     """Start a server that keeps its data in `directory` (wiped first), yield it when ready, stop it at the end.
 
     Call it from the main thread: on Linux the server ends with the thread that started it, even a killed one.
+    `host` is the address it listens on, `within` a command to run it behind (a network namespace's).
     Random keys unless given: an answer to them proves that the port is ours. Raises ValueError for a folder or port
     that is in use, RuntimeError, with the end of the server's log, when the server does not come up or lets a wrong
     secret in.
@@ -73,7 +76,7 @@ def local_s3(
     directory = Path(directory).absolute()
     keys = (access_key or f"fruit{secrets.token_hex(6)}", secret_key or secrets.token_hex(20))
     with _locked(directory):
-        yield from _run(_start(directory, bucket, keys, port))
+        yield from _run(_start(directory, bucket, keys, port, host, within))
 
 
 def _run(server: LocalS3) -> Iterator[LocalS3]:
@@ -87,13 +90,15 @@ def _run(server: LocalS3) -> Iterator[LocalS3]:
         _stop(server.process)
 
 
-def _start(directory: Path, bucket: str, keys: tuple[str, str], port: int | None) -> LocalS3:
+def _start(
+    directory: Path, bucket: str, keys: tuple[str, str], port: int | None, host: str, within: Sequence[str]
+) -> LocalS3:
     """Start until ready. A free port may be taken between our look and the server's bind, so a second try is due."""
     for attempt in (1, 2):
         _wipe(directory)
         ports = free_ports(len(PORT_FLAGS), port)
-        process = _spawn(directory, bucket, keys, ports)
-        server = LocalS3(f"http://127.0.0.1:{ports[0]}", bucket, *keys, directory / "weed.log", process)
+        process = _spawn(directory, bucket, keys, ports, host, within)
+        server = LocalS3(f"http://{host}:{ports[0]}", bucket, *keys, directory / "weed.log", process)
         try:
             problem = _wait_until_ready(server)
         except BaseException:
@@ -143,12 +148,14 @@ def free_ports(num_ports: int, first: int | None) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _spawn(directory: Path, bucket: str, keys: tuple[str, str], ports: list[int]) -> subprocess.Popen[bytes]:
+def _spawn(
+    directory: Path, bucket: str, keys: tuple[str, str], ports: list[int], host: str, within: Sequence[str]
+) -> subprocess.Popen[bytes]:
     weed = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if weed is None:
         raise RuntimeError("no `weed` program: install the development dependencies first (make setup)")
     (directory / "data").mkdir()
-    command = [weed, "-v=0", "mini", f"-dir={directory / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+    command = [*within, weed, "-v=0", "mini", f"-dir={directory / 'data'}", f"-ip={host}", f"-ip.bind={host}",
                f"-bucket={bucket}", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
                "-admin.ui=false", "-webdav=false",
                *(f"-{flag}={port}" for flag, port in zip(PORT_FLAGS, ports, strict=True))]  # fmt: skip

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from fruitcnn import fetch, images, storage
+from fruitcnn import fetch, images, storage, telemetry
 from fruitcnn.books import PartBooks, part_path
 from fruitcnn.budget import Budget
 from fruitcnn.inputs import Input
@@ -119,12 +119,17 @@ class PartClassifier:
     def run(self, part: int) -> Outcome:
         """Classify and commit one part, trying again while the store fails."""
         for attempt in range(PART_ATTEMPTS):
+            began = time.monotonic()
             try:
-                return Outcome(part=part, books=self.retry(part) if self.options.retry else self.commit(part))
+                books = self.retry(part) if self.options.retry else self.commit(part)
+                rows, rejected, seconds = books.num_rows, books.num_rejected, time.monotonic() - began
+                telemetry.part_done(self.plan.run_id, part, attempt + 1, rows, rejected, seconds)
+                return Outcome(part=part, books=books)
             except PartError as error:
                 return Outcome(part=part, error=str(error))
             except OSError as error:
                 last = str(error)
+                telemetry.part_failed(self.plan.run_id, part, attempt + 1, last)
             if attempt < PART_ATTEMPTS - 1:
                 time.sleep(RETRY_SECONDS[attempt])
         return Outcome(part=part, error=f"part {part} failed {PART_ATTEMPTS} times, at last: {last}")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fruitcnn import checkpoints, event_files, runs
+from fruitcnn import checkpoints, event_files, runs, telemetry
 from fruitcnn.feed import Batch, Feed, Pictures
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.replica import EVALUATION_ROWS, Replica, Score
@@ -175,6 +175,8 @@ class Loop:
         seconds = {"input": window.input_seconds, "compute": compute, "all_reduce": all_reduce}
         split = {f"{name}_seconds": round(value, 4) for name, value in seconds.items()}
         rate = {"learning_rate": float(self.replica.rate(self.done - 1))}
+        steps, total, wait = len(window.losses), sum(seconds.values()), seconds["input"]
+        telemetry.window_done(self.config.run, self.feed.rank, self.done, steps, window.num_rows, total, wait)
         rate["images_per_second"] = round(num_rows / max(1e-9, sum(seconds.values())), 1)
         self._note("train", loss / num_rows, right / num_rows, **rate, **split, memory_bytes=runs.own_memory_bytes())
         if self.is_chief:
