@@ -17,7 +17,7 @@ from fruitcnn import storage
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL, LONG = "synthetic:2x4", "synthetic:60x400"
+SMALL, LONG = "synthetic:2x12", "synthetic:60x400"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_job_is_followed_to_its_end_and_no_secret_is_left_anywhere(
     )
     assert code == 0, output
     assert "SUCCEEDED" in output
-    assert "shard: 8/8 images" in output
+    assert "shard: 24/24 images" in output
     assert storage.exists(storage.join(s3_prefix, "manifest.json"))
 
     # Ray's own API gives the job's environment to whoever holds the token.
