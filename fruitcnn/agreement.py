@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from fruitcnn import frozen, images, runtimes
 from fruitcnn.bundle import GOLDEN, Agreement, Description, FrozenModelError
+from fruitcnn.familiar import Answers
 from fruitcnn.manifest import Manifest
 from fruitcnn.parquet import read_rows
 from fruitcnn.pixels import blocks
@@ -71,24 +72,24 @@ def choose_golden(
     return np.sort(np.concatenate([spread, others[: num_golden - len(spread)]]))
 
 
-def write_golden(folder: Path, sample: Sample, probabilities: npt.NDArray[np.float32], num_golden: int) -> None:
-    """Write golden.npz: some of the sample's images and the probabilities that Keras gave for them."""
-    chosen = choose_golden(sample.labels, probabilities, num_golden)
-    np.savez(folder / GOLDEN, images=sample.pixels[chosen], probabilities=probabilities[chosen])
+def write_golden(folder: Path, sample: Sample, expected: Answers, num_golden: int) -> None:
+    """Write golden.npz: some of the sample's images and what Keras answered."""
+    chosen = choose_golden(sample.labels, expected.probabilities, num_golden)
+    answers = {runtimes.OUTPUT: expected.probabilities[chosen], runtimes.SCORE: expected.unlike[chosen]}
+    np.savez(folder / GOLDEN, images=sample.pixels[chosen], **answers)
 
 
-def compare(
-    folder: Path, description: Description, sample: Sample, expected: npt.NDArray[np.float32]
-) -> Iterator[Agreement]:
-    """Compare every format in a local folder with `expected`, float32 (N, classes) from Keras before the export."""
+def compare(folder: Path, description: Description, sample: Sample, expected: Answers) -> Iterator[Agreement]:
+    """Compare every format in a local folder with `expected`, from Keras before the export."""
+    num_labels = expected.probabilities.shape[1]
     for name, runtime in runtimes.FORMATS.items():
-        answers = frozen.in_batches(frozen.opened(name, folder, description), sample.pixels, expected.shape[1])
+        answers = frozen.in_batches(frozen.opened(name, folder, description), sample.pixels, num_labels)
         yield _agreement(name, runtime.file, answers, expected)
     yield from _compare_encoded(runtimes.open_encoded(folder), sample.encoded, expected)
 
 
 def _compare_encoded(
-    predict: Callable[[list[bytes]], npt.NDArray[np.float32]], files: list[bytes], expected: npt.NDArray[np.float32]
+    predict: Callable[[list[bytes]], Answers], files: list[bytes], expected: Answers
 ) -> Iterator[Agreement]:
     """Compare on the JPEG and PNG files, in batches; one that TensorFlow cannot decode (CMYK) leaves its batch out."""
     known = np.array([row for row, data in enumerate(files) if data.startswith(_DECODED_IN_GRAPH)], np.int64)
@@ -99,36 +100,42 @@ def _compare_encoded(
             answers.append(predict([files[row] for row in batch]))
             rows.append(batch)
     if rows:
-        yield _agreement(
-            _ENCODED, "saved_model", np.concatenate(answers), expected[np.concatenate(rows)], is_bound=False
-        )
+        joined = Answers(*(np.concatenate(each) for each in zip(*answers, strict=True)))
+        chosen = Answers(*(each[np.concatenate(rows)] for each in expected))
+        yield _agreement(_ENCODED, "saved_model", joined, chosen, is_bound=False)
 
 
 def require(agreements: tuple[Agreement, ...]) -> None:
     """Raise FrozenModelError naming every format that answers unlike Keras."""
     wrong = [
-        f"{each.format} ({each.file}): {each.same_top1:.2%}, within {each.max_difference:.2g}"
+        f"{each.format} ({each.file}): {each.same_top1:.2%}, within {each.max_difference:.2g}, scores within "
+        f"{each.score_difference:.2g}"
         for each in agreements
-        if each.is_bound and not (each.same_top1 >= MIN_SAME_TOP1 and each.max_difference <= frozen.MAX_DIFFERENCE)
+        if each.is_bound and not _is_good(each)
     ]
     if wrong:
         raise FrozenModelError(
             f"no model was written, since these answer unlike Keras on {agreements[0].num_images} images (wanted same "
-            f"top-1 on {MIN_SAME_TOP1:.1%}, probabilities within {frozen.MAX_DIFFERENCE:g}):\n" + "\n".join(wrong)
+            f"top-1 on {MIN_SAME_TOP1:.1%}, probabilities within {frozen.MAX_DIFFERENCE:g}, scores within "
+            f"{frozen.MAX_SCORE_DIFFERENCE:g} of their size):\n" + "\n".join(wrong)
         )
 
 
-def _agreement(
-    name: str, file: str, answers: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], is_bound: bool = True
-) -> Agreement:
-    same = float((answers.argmax(axis=1) == expected.argmax(axis=1)).mean())
-    difference = float(np.abs(answers - expected).max())
+def _is_good(agreement: Agreement) -> bool:
+    found = frozen.Differences(agreement.max_difference, agreement.score_difference)
+    return agreement.same_top1 >= MIN_SAME_TOP1 and found.are_small
+
+
+def _agreement(name: str, file: str, answers: Answers, expected: Answers, is_bound: bool = True) -> Agreement:
+    same = float((answers.probabilities.argmax(axis=1) == expected.probabilities.argmax(axis=1)).mean())
+    found = frozen.differences(answers, expected)
     return Agreement(
         format=name,
         file=file,
-        num_images=len(expected),
+        num_images=len(expected.unlike),
         same_top1=same,
-        max_difference=difference,
+        max_difference=found.probability,
+        score_difference=found.score,
         is_bound=is_bound,
     )
 

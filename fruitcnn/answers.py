@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from fruitcnn import images
-from fruitcnn.parts import Floats, is_unsure, top
+from fruitcnn import familiar, images
+from fruitcnn.parts import LOW_CONFIDENCE, Floats, top, unsure_causes
 
-Predict = Callable[[npt.NDArray[np.uint8]], Awaitable[Floats]]
-"""uint8 (H, W, 3), one picture -> float32 (classes,)."""
+Predict = Callable[[npt.NDArray[np.uint8]], Awaitable[tuple[Floats, np.float32]]]
+"""uint8 (H, W, 3), one picture -> probabilities, float32 (classes,), and the score `unlike` of familiar.py."""
 
 
 class Answer(BaseModel):
@@ -36,8 +36,13 @@ class Answer(BaseModel):
     confidence: float | None = Field(None, description="Its probability.")
     top_labels: list[str] = Field([], description="The most probable classes, best first.")
     top_scores: list[float] = Field([], description="Their probabilities.")
+    score: float | None = Field(None, description="How unlike the training pictures it is; most of those are below 1.")
     status: Literal["ok", "unsure", "rejected"]
-    cause: str | None = Field(None, description=f"Why it was rejected: one of {', '.join(images.CAUSES)}.")
+    cause: str | None = Field(
+        None,
+        description=f"Why it is unsure: {familiar.UNLIKE}, {familiar.AMBIGUOUS} or {LOW_CONFIDENCE}; why it was "
+        f"rejected: one of {', '.join(images.CAUSES)}.",
+    )
     detail: str | None = Field(None, description="The same in a line for people.")
 
 
@@ -49,6 +54,7 @@ class Rules(NamedTuple):
     top_k: int
     min_confidence: float
     max_pixels: int
+    limits: familiar.Limits = familiar.NO_LIMITS
 
 
 async def answer(name: str, data: bytes, rules: Rules, predict: Predict, pool: ThreadPoolExecutor) -> Answer:
@@ -57,8 +63,11 @@ async def answer(name: str, data: bytes, rules: Rules, predict: Predict, pool: T
     digest, found = await loop.run_in_executor(pool, _decode, data, rules)
     if isinstance(found, images.ImageError):
         return Answer(id=name, sha256=digest, status="rejected", cause=found.cause, detail=found.detail)
-    probabilities = (await predict(found.pixels))[np.newaxis]
+    row, unlike = await predict(found.pixels)
+    probabilities = row[np.newaxis]
     (indices,), (scores,) = top(probabilities, rules.top_k)
+    margins, unlikes = familiar.margins(probabilities), np.array([unlike], np.float32)
+    (cause,) = unsure_causes(scores[np.newaxis], margins, unlikes, rules.min_confidence, rules.limits)
     labels = [rules.labels[index] for index in indices]
     return Answer(
         id=name,
@@ -69,7 +78,9 @@ async def answer(name: str, data: bytes, rules: Rules, predict: Predict, pool: T
         confidence=float(scores[0]),
         top_labels=labels,
         top_scores=scores.tolist(),
-        status="unsure" if is_unsure(scores[np.newaxis], rules.min_confidence)[0] else "ok",
+        score=float(unlike),
+        status="unsure" if cause else "ok",
+        cause=cause,
     )
 
 

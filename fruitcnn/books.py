@@ -28,6 +28,7 @@ class PartBooks(BaseModel):
     num_rows: int
     num_ok: int
     num_unsure: int
+    unsure_by_cause: dict[str, int] = {}
     rejected_by_cause: dict[str, int]
     ok_by_label: dict[str, int]
     num_bytes: int = Field(description="Size of the file.")
@@ -57,6 +58,7 @@ class Books(BaseModel):
     num_ok: int
     num_unsure: int
     num_rejected: int
+    unsure_by_cause: dict[str, int] = {}
     rejected_by_cause: dict[str, int]
     ok_by_label: dict[str, int]
 
@@ -111,17 +113,20 @@ def add_up(num_listed: int, parts: Iterable[PartBooks]) -> Books:
     """The sum of the parts' books."""
     num_ok = num_unsure = 0
     causes: Counter[str] = Counter()
+    unsure: Counter[str] = Counter()
     labels: Counter[str] = Counter()
     for part in parts:
         num_ok += part.num_ok
         num_unsure += part.num_unsure
         causes.update(part.rejected_by_cause)
+        unsure.update(part.unsure_by_cause)
         labels.update(part.ok_by_label)
     return Books(
         num_listed=num_listed,
         num_ok=num_ok,
         num_unsure=num_unsure,
         num_rejected=sum(causes.values()),
+        unsure_by_cause=dict(sorted(unsure.items())),
         rejected_by_cause=dict(sorted(causes.items())),
         ok_by_label=dict(sorted(labels.items())),
     )

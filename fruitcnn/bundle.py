@@ -19,10 +19,13 @@ from filelock import FileLock
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fruitcnn import cache, storage
+from fruitcnn.duplicates import NearDuplicates
+from fruitcnn.familiar import NO_LIMITS, Limits
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DESCRIPTION = "model.json"
 GOLDEN = "golden.npz"
+STATISTICS = "statistics.npz"
 _NO_SEAL = "0" * 64
 
 
@@ -49,6 +52,7 @@ class Agreement(_Model):
     num_images: int
     same_top1: float = Field(description="Share of the images with the same most probable label, 0..1.")
     max_difference: float = Field(description="Largest absolute difference of any probability.")
+    score_difference: float = Field(0.0, description="Largest difference of the score `unlike`, relative to its size.")
     is_bound: bool = Field(True, description="Held to the limits; the encoded signature decodes by itself, so is not.")
 
 
@@ -63,6 +67,8 @@ class Description(_Model):
     input_px: tuple[int, int] = Field(description="Height and width of the input, px.")
     preprocessing: dict[str, Any] = Field(description="How bytes become the uint8 pixels that the model takes.")
     tensors: dict[str, dict[str, Any]] = Field(description="Names of inputs and outputs, by file.")
+    limits: Limits = Field(NO_LIMITS, description="From where on an answer is unsure.")
+    near_duplicates: NearDuplicates | None = Field(None, description="Test pictures that training nearly saw.")
     metrics: dict[str, Any] = Field(description="What the training run measured.")
     dataset: dict[str, Any] = Field(description="Which pictures: URI, version and sha256 of the manifest.")
     training: dict[str, Any] = Field(description="Run, checkpoint and complete training config.")
@@ -158,9 +164,9 @@ def _parse(text: bytes, uri: str) -> Description:
     except (ValueError, KeyError, TypeError) as error:
         raise FrozenModelError(f"{uri}: damaged, not the description of a model ({error}); {_REMEDY}") from error
     if version != SCHEMA_VERSION:
-        raise FrozenModelError(
-            f"{uri}: got schema version {version!r}, wanted {SCHEMA_VERSION}: use the fruitcnn that wrote it"
-        )
+        older = isinstance(version, int) and version < SCHEMA_VERSION
+        remedy = "freeze its run again into another folder" if older else "use the fruitcnn that wrote it"
+        raise FrozenModelError(f"{uri}: got schema version {version!r}, wanted {SCHEMA_VERSION}: {remedy}")
     seal = said.get("seal")
     unsealed = text.replace(str(seal).encode(), _NO_SEAL.encode(), 1)
     if hashlib.sha256(unsealed).hexdigest() != seal:

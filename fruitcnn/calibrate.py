@@ -84,8 +84,8 @@ def _stages(sample: Sequence[Input], model: Model, options: Options) -> dict[str
     model_seconds = 0.0
     if pictures:
         batch = np.stack(pictures)
-        model.predict(batch)
-        _, model_seconds = _timed(lambda: model.predict(batch), time.perf_counter)
+        model.answer(batch)
+        _, model_seconds = _timed(lambda: model.answer(batch), time.perf_counter)
     num = max(1, len(sample))
     return {"read": read_seconds / num, "decode": decode_seconds / num, "model": model_seconds / num}
 

@@ -110,6 +110,46 @@ def histogram(groups: Mapping[str, npt.NDArray[np.int64]]) -> str:
         return _svg(figure)
 
 
+def calibration(points: Sequence[tuple[float, float]]) -> str:
+    """SVG of (confidence, share of right answers) of each bin, beside the line where both are equal."""
+    with _style():
+        figure, axes = _square()
+        axes.plot([0, 1], [0, 1], color=_VARIABLE["rule"], linewidth=1.2)
+        confidence, right = zip(*points, strict=True) if points else ((), ())
+        axes.plot(confidence, right, color=_VARIABLE["second"], marker="o", markersize=5, linewidth=1.6, clip_on=False)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("right")
+        axes.set_ylim(0, 1)
+        return _svg(figure)
+
+
+def risk_coverage(curves: Sequence[Sequence[tuple[float, float]]], here: tuple[float, float] | None) -> str:
+    """SVG of (coverage, risk) lines, the second one dashed, and the point where the model's limits stand."""
+    with _style():
+        figure, axes = _square()
+        looks = ({"color": _VARIABLE["first"]}, {"color": _VARIABLE["second"], "linestyle": (0, (4, 2))})
+        for curve, look in zip(curves, looks, strict=False):
+            coverage, risk = zip(*curve, strict=True)
+            axes.plot(coverage, risk, linewidth=1.6, clip_on=False, **look)
+        if here:
+            axes.plot(*here, marker="D", markersize=7, color=_VARIABLE["ink"], clip_on=False)
+        axes.set_xlabel("answered")
+        axes.set_ylabel("of them wrong")
+        axes.set_ylim(bottom=0)
+        return _svg(figure)
+
+
+def _square() -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure((_WIDTH_INCHES, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(_percent())
+    axes.yaxis.set_major_formatter(_percent())
+    return figure, axes
+
+
 def _lines(curves: Sequence[Curve], scale: str) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator

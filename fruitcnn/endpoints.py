@@ -72,6 +72,7 @@ class About(BaseModel):
     max_body_bytes: int
     max_pictures: int
     max_pixels: int
+    limits: dict[str, Any] = Field(description="From where on an answer is unsure, as in model.json.")
     metrics: dict[str, Any] = Field(description="What the training run measured.")
     created_at: str
     browser: dict[str, Any] | None = Field(description="The file that runs in a browser: path, sha256, num_bytes.")

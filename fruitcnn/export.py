@@ -11,7 +11,7 @@ import numpy as np
 from fruitcnn.bundle import FrozenModelError
 from fruitcnn.encoded import decode_batch
 from fruitcnn.models import build_model
-from fruitcnn.runtimes import ENCODED_SIGNATURE, INPUT, OUTPUT, SIGNATURE, import_tensorflow
+from fruitcnn.runtimes import ENCODED_SIGNATURE, INPUT, OUTPUT, SCORE, SIGNATURE, import_tensorflow
 
 ONNX_OPSET = 17
 """Old enough for every runtime of the last years, onnxruntime-web included."""
@@ -34,7 +34,7 @@ def plain_model(architecture: str, input_px: tuple[int, int], num_classes: int, 
 
 
 def write_formats(model: Any, folder: Path) -> None:
-    """Write a keras.Model, uint8 (N, H, W, 3) -> float32 (N, classes), into an existing folder, in all formats.
+    """Write a keras.Model that scored.with_score made, into an existing folder, in all formats.
 
     model.keras and cnn_fruit.weights.h5 for Keras, saved_model/ (signatures serving_default and encoded),
     frozen_graph.pb and model.onnx, all with the preprocessing after decoding and the softmax inside.
@@ -44,10 +44,16 @@ def write_formats(model: Any, folder: Path) -> None:
     model.save_weights(str(folder / "cnn_fruit.weights.h5"))
     pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name=INPUT)
     # AutoGraph has nothing to convert here, and what it cannot convert it prints, environment included.
-    answer = tf.function(lambda image: {OUTPUT: model(image, training=False)}, [pixels], autograph=False)
+    answer = tf.function(lambda image: _flat(model(image, training=False)), [pixels], autograph=False)
     _write_saved_model(model, answer, folder / "saved_model")
     (folder / "frozen_graph.pb").write_bytes(_frozen_graph(answer.get_concrete_function()).SerializeToString())
     (folder / "model.onnx").write_bytes(_onnx(answer, pixels).SerializeToString())
+
+
+def _flat(answers: dict[str, Any]) -> dict[str, Any]:
+    """The score as one number a picture, (N,), where Keras's layers leave (N, 1)."""
+    tf = import_tensorflow()
+    return {OUTPUT: answers[OUTPUT], SCORE: tf.reshape(answers[SCORE], (-1,))}
 
 
 def _write_saved_model(model: Any, answer: Any, folder: Path) -> None:
@@ -62,16 +68,17 @@ def _write_saved_model(model: Any, answer: Any, folder: Path) -> None:
 
 
 def _frozen_graph(function: Any) -> Any:
-    """Return a GraphDef without variables, its output under the name OUTPUT."""
+    """Return a GraphDef without variables, its outputs under the names OUTPUT and SCORE."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     tf = import_tensorflow()
     frozen = convert_variables_to_constants_v2(function)
     with tf.Graph().as_default() as graph:
-        (probabilities,) = tf.import_graph_def(
-            frozen.graph.as_graph_def(), name="", return_elements=[frozen.outputs[0].name]
-        )
-        tf.identity(probabilities, name=OUTPUT)
+        names = sorted(function.structured_outputs)  # as the outputs of a dictionary come
+        wanted = [output.name for output in frozen.outputs]
+        found = tf.import_graph_def(frozen.graph.as_graph_def(), name="", return_elements=wanted)
+        for name, tensor in zip(names, found, strict=True):
+            tf.identity(tensor, name=name)
     return graph.as_graph_def()
 
 

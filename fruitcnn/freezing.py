@@ -15,16 +15,20 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fruitcnn import bundle, checkpoints, frozen, runtimes, storage
+from fruitcnn import bundle, checkpoints, duplicates, frozen, runtimes, storage
 from fruitcnn.bundle import Description
 from fruitcnn.errors import UsageError
+from fruitcnn.familiar import Answers, Limits
 from fruitcnn.manifest import Manifest, load_manifest
+
+if TYPE_CHECKING:
+    from fruitcnn.answering import Calibrated
 
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 """progress(title, total, unit) -> context manager yielding update(done, note=""): jobs.cli.progress is one."""
@@ -48,6 +52,13 @@ class FreezeConfig(BaseModel):
     check: str | None = Field(None, description="instead of run and model: prove the frozen model at this URI")
     dataset: str | None = Field(None, description="data set to compare on; default the one of the run")
     num_compared: int = Field(1000, ge=1, description="test images on which all formats are compared with Keras")
+    answer_share: float = Field(
+        0.99,
+        gt=0,
+        le=1,
+        description="share of familiar pictures that the model shall answer; the others, and what is unlike the "
+        "training pictures, get the status unsure; 1 answers everything",
+    )
     num_golden: int = Field(32, ge=1, le=1000, description="of them, those kept in the bundle with their answers")
 
     @model_validator(mode="after")
@@ -67,11 +78,10 @@ class Run(NamedTuple):
     """result.json."""
     weights_sha256: str
 
-    @property
-    def identity(self) -> str:
+    def identity(self, answer_share: float) -> str:
         """Hash over what decides the model's answers."""
         config = self.said["config"]
-        facts = [self.weights_sha256, self.said["classes"], config["architecture"], config["input_px"]]
+        facts = [self.weights_sha256, self.said["classes"], config["architecture"], config["input_px"], answer_share]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -94,7 +104,7 @@ def freeze(config: FreezeConfig, progress: Progress) -> Description:
         run = read_run(config.run)
     with storage.argument("--model"):
         model_uri = storage.normalise(config.model)
-        found = _finished(model_uri, run)
+        found = _finished(model_uri, run.identity(config.answer_share))
     if found:
         return found
     dataset = _dataset(run, config.dataset)
@@ -102,7 +112,7 @@ def freeze(config: FreezeConfig, progress: Progress) -> Description:
         description = _build(run, dataset, config, Path(folder), update)
         storage.upload_directory(folder, model_uri)
         if not storage.put_if_absent(storage.join(model_uri, bundle.DESCRIPTION), description.to_bytes()):
-            _finished(model_uri, run)  # another freeze was faster: fine if it froze the same
+            _finished(model_uri, description.identity)  # another freeze was faster: fine if it froze the same
         update(3)
     return frozen.verify(model_uri)
 
@@ -114,10 +124,12 @@ def _build(run: Run, dataset: Dataset, config: FreezeConfig, folder: Path, updat
     size = (run.said["config"]["input_px"],) * 2
     sample = agreement.take_sample(dataset.uri, dataset.manifest, config.num_compared, size)
     update(0, "TensorFlow starts and writes the formats")
-    expected = _export(run, folder, sample.pixels)
+    calibrated, expected = _export(run, dataset, config.answer_share, folder, sample.pixels)
     agreement.write_golden(folder, sample, expected, config.num_golden)
     update(1, "formats are compared")
-    draft = _describe(run, dataset, sample.split, folder)
+    draft = _describe(run, dataset, sample.split, folder, calibrated.limits)
+    if sample.split == "test":
+        draft = draft.model_copy(update={"near_duplicates": duplicates.count(sample.pixels, calibrated.pixels)})
     draft = draft.model_copy(update={"agreement": tuple(agreement.compare(folder, draft, sample, expected))})
     agreement.require(draft.agreement)
     update(2, "files are copied")
@@ -140,23 +152,23 @@ def read_run(run_uri: str) -> Run:
     return Run(uri, said, result, checkpoint["sha256"]["weights.npz"])
 
 
-def _finished(model_uri: str, run: Run) -> Description | None:
+def _finished(model_uri: str, identity: str) -> Description | None:
     """Return the description if this model is at the destination already; UsageError if something else is."""
     if not storage.exists(storage.join(model_uri, bundle.DESCRIPTION)):
         _require_ours(model_uri)
         return None
     found, _ = bundle.read_description(model_uri)
-    if found.identity != run.identity:
+    if found.identity != identity:
         raise UsageError(
             f"--model {model_uri}: holds another model (frozen from {found.training['run']}, checkpoint "
-            f"{found.training['checkpoint']}); name another folder"
+            f"{found.training['checkpoint']}, --answer-share {found.limits.answer_share:g}); name another folder"
         )
     return frozen.verify(model_uri)
 
 
 def _require_ours(model_uri: str) -> None:
     """Accept an empty place, or what a freeze that was stopped left there."""
-    ours = {runtime.file for runtime in runtimes.FORMATS.values()} | {bundle.GOLDEN, _CARD}
+    ours = {runtime.file for runtime in runtimes.FORMATS.values()} | {bundle.GOLDEN, bundle.STATISTICS, _CARD}
     for entry in storage.list_files(model_uri):
         name = entry.uri.removeprefix(model_uri).strip("/")
         if name.split("/")[0] not in ours:
@@ -171,31 +183,36 @@ def _dataset(run: Run, override: str | None) -> Dataset:
     return Dataset(uri, manifest)
 
 
-def _export(run: Run, folder: Path, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Write all formats; returns what the network answers to `pixels`, uint8 (N, H, W, 3), before the export."""
+def _export(
+    run: Run, dataset: Dataset, answer_share: float, folder: Path, pixels: npt.NDArray[np.uint8]
+) -> tuple[Calibrated, Answers]:
+    """Write all formats; returns the calibrated model, and its answers to `pixels`, uint8 (N, H, W, 3), in Keras."""
     runtimes.import_tensorflow()
-    from fruitcnn import export
+    from fruitcnn import answering, export
 
     weights = checkpoints.load(run.uri, run.result["best_checkpoint"]).weights
     num_classes = len(run.said["classes"])
     model = export.plain_model(run.said["config"]["architecture"], pixels.shape[1:3], num_classes, weights)
-    export.write_formats(model, folder)
-    return frozen.in_batches(runtimes.keras_predict(model), pixels, num_classes)
+    calibrated = answering.calibrate(model, dataset.uri, dataset.manifest, run.said["config"], answer_share)
+    np.savez(folder / bundle.STATISTICS, **calibrated.statistics._asdict())
+    export.write_formats(calibrated.model, folder)
+    return calibrated, frozen.in_batches(runtimes.keras_predict(calibrated.model), pixels, num_classes)
 
 
-def _describe(run: Run, dataset: Dataset, split: str, folder: Path) -> Description:
+def _describe(run: Run, dataset: Dataset, split: str, folder: Path, limits: Limits) -> Description:
     config, result = run.said["config"], run.result
     training = {"run": run.uri, "checkpoint": result["best_checkpoint"], "config": config}
     training |= {name: result.get(name) for name in ("num_steps", "images_seen", "num_workers")}
     manifest = dataset.manifest
     return Description(
-        identity=run.identity,
+        identity=run.identity(limits.answer_share),
         architecture=config["architecture"],
         labels=tuple(run.said["classes"]),
         input_px=(config["input_px"], config["input_px"]),
         preprocessing=_preprocessing(),
         tensors=runtimes.TENSORS,
-        metrics={name: result[name] for name in ("validation", "test") if result.get(name)},
+        limits=limits,
+        metrics={name: result[name] for name in ("validation", "test", "leak_aware") if result.get(name)},
         dataset={"uri": dataset.uri, "version": manifest.version, "manifest_sha256": manifest.sha256},
         training=training,
         versions=_versions(),

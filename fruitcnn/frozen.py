@@ -2,6 +2,8 @@
 
     model = frozen.load("work/model")            # OpenVINO on a CPU, TensorFlow on a GPU
     model.predict(pixels)                        # uint8 (N, H, W, 3) -> float32 (N, classes)
+    model.answer(pixels)                         # the same, and the score `unlike` of each picture
+    model.causes(model.answer(pixels))           # (N,): why an answer does not stand, None where it does
 
 Every process that loads a model replays its golden images, and does not get the model if its own answers differ.
 Importing this module imports no inference library.
@@ -20,29 +22,34 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fruitcnn import runtimes
+from fruitcnn import familiar, runtimes
 from fruitcnn.bundle import GOLDEN, Description, FrozenModelError, check_files, fetch, read_description
 from fruitcnn.errors import UsageError
+from fruitcnn.familiar import Answers
 
 MAX_DIFFERENCE = 1e-4
 """Largest difference of a probability, to Keras at freezing and to the golden answers ever after."""
+
+MAX_SCORE_DIFFERENCE = 1e-3
+"""The same of the score `unlike`, relative to the score (to 1 where it is smaller)."""
 
 _ROWS_PER_CALL = 256  # bounds the memory of a call, whatever the caller hands over
 
 
 class Golden(NamedTuple):
-    """A few images, uint8 (N, H, W, 3), and the probabilities that Keras gave for them, float32 (N, classes)."""
+    """A few images, uint8 (N, H, W, 3), and what Keras answered."""
 
     images: npt.NDArray[np.uint8]
-    probabilities: npt.NDArray[np.float32]
+    answers: Answers
 
 
 class Proof(NamedTuple):
-    """What the golden images showed of one format: the largest difference, or why it could not be opened."""
+    """What the golden images showed of one format: the largest differences, or why it could not be opened."""
 
     format: str
     file: str
     max_difference: float
+    score_difference: float
     problem: str | None
 
 
@@ -59,8 +66,22 @@ class FrozenModel:
     description: Description
     _predict: runtimes.Predict
 
+    @property
+    def limits(self) -> familiar.Limits:
+        """From where on an answer is unsure."""
+        return self.description.limits
+
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Map uint8 (N, H, W, 3), any N, to float32 (N, classes) probabilities; from several threads.
+        """Map uint8 (N, H, W, 3), any N, to float32 (N, classes) probabilities; as answer."""
+        return self.answer(pixels).probabilities
+
+    def causes(self, answers: Answers) -> npt.NDArray[np.object_]:
+        """Return why each answer does not stand, object (N,): "unlike-training", "ambiguous", None where it does."""
+        margins = familiar.margins(answers.probabilities)
+        return familiar.causes(answers.unlike, margins, self.limits)
+
+    def answer(self, pixels: npt.NDArray[np.uint8]) -> Answers:
+        """Map uint8 (N, H, W, 3), any N, to probabilities and scores; from several threads.
 
         ValueError for another dtype or shape.
         """
@@ -125,12 +146,11 @@ def check(model_uri: str, cache_dir: str | None = None) -> Iterator[Proof]:
     golden = read_golden(folder, description)
     for name, runtime in runtimes.FORMATS.items():
         try:
-            difference = replay(opened(name, folder, description), golden)
+            found = replay(opened(name, folder, description), golden)
         except FrozenModelError as error:
-            yield Proof(name, runtime.file, float("nan"), str(error))
+            yield Proof(name, runtime.file, float("nan"), float("nan"), str(error))
         else:
-            problem = None if difference <= MAX_DIFFERENCE else "its answers differ"
-            yield Proof(name, runtime.file, difference, problem)
+            yield Proof(name, runtime.file, *found, None if found.are_small else "its answers differ")
 
 
 def read_golden(folder: Path, description: Description) -> Golden:
@@ -138,25 +158,46 @@ def read_golden(folder: Path, description: Description) -> Golden:
     path = folder / GOLDEN
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            golden = Golden(archive["images"], archive["probabilities"])
+            golden = Golden(archive["images"], Answers(archive["probabilities"], archive[runtimes.SCORE]))
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise FrozenModelError(f"{path}: no golden answers in it ({error})") from error
-    wanted = (len(golden.images), len(description.labels))
-    if golden.probabilities.shape != wanted or golden.images.shape[1:] != (*description.input_px, 3) or not wanted[0]:
+    wanted, answers = (len(golden.images), len(description.labels)), golden.answers
+    shapes_fit = answers.probabilities.shape == wanted and answers.unlike.shape == wanted[:1]
+    if not shapes_fit or golden.images.shape[1:] != (*description.input_px, 3) or not wanted[0]:
         raise FrozenModelError(
-            f"{path}: answers {golden.probabilities.shape} to images {golden.images.shape} do not fit the "
+            f"{path}: answers {answers.probabilities.shape} to images {golden.images.shape} do not fit the "
             f"{wanted[1]} labels and input {description.input_px} of model.json"
         )
     return golden
 
 
-def replay(predict: runtimes.Predict, golden: Golden) -> float:
-    """Return the largest difference between a predictor's probabilities and the golden ones; infinite for no number."""
-    answers = in_batches(predict, golden.images, golden.probabilities.shape[1])
-    if answers.shape != golden.probabilities.shape:
-        return float("inf")
-    difference = float(np.abs(answers - golden.probabilities).max())
-    return difference if np.isfinite(difference) else float("inf")
+class Differences(NamedTuple):
+    """The largest difference of a probability, and the largest relative one of a score; infinite for no number."""
+
+    probability: float
+    score: float
+
+    @property
+    def are_small(self) -> bool:
+        """Whether both are within what is allowed."""
+        return self.probability <= MAX_DIFFERENCE and self.score <= MAX_SCORE_DIFFERENCE
+
+
+def replay(predict: runtimes.Predict, golden: Golden) -> Differences:
+    """Return how far a predictor's answers are from the golden ones."""
+    probabilities, unlike = golden.answers
+    answers = in_batches(predict, golden.images, probabilities.shape[1])
+    if answers.probabilities.shape != probabilities.shape or answers.unlike.shape != unlike.shape:
+        return Differences(float("inf"), float("inf"))
+    return differences(answers, golden.answers)
+
+
+def differences(answers: Answers, expected: Answers) -> Differences:
+    """Return how far the answers to at least one picture are from those expected for it."""
+    scale = np.maximum(np.abs(expected.unlike), 1)
+    probability = float(np.abs(answers.probabilities - expected.probabilities).max())
+    score = float((np.abs(answers.unlike - expected.unlike) / scale).max())
+    return Differences(*(value if np.isfinite(value) else float("inf") for value in (probability, score)))
 
 
 def _candidates(runtime: str) -> tuple[str, ...]:
@@ -178,12 +219,13 @@ def _files(runtime: str, description: Description) -> list[str]:
 def _open(runtime: str, folder: Path, description: Description, num_threads: int | None) -> runtimes.Predict:
     golden = read_golden(folder, description)
     predict = opened(runtime, folder, description, num_threads)
-    difference = replay(predict, golden)
-    if difference > MAX_DIFFERENCE:
+    found = replay(predict, golden)
+    if not found.are_small:
         raise FrozenModelError(
             f"runtime {runtime}: {folder / runtimes.RUNTIMES[runtime].file} gives other answers than {GOLDEN}: "
-            f"probabilities differ by {difference:.2g}, at most {MAX_DIFFERENCE:g} is allowed; "
-            "choose another --runtime, or freeze again"
+            f"probabilities differ by {found.probability:.2g}, at most {MAX_DIFFERENCE:g} is allowed, scores by "
+            f"{found.score:.2g} of their size, at most {MAX_SCORE_DIFFERENCE:g}; choose another --runtime, or "
+            "freeze again"
         )
     return predict
 
@@ -200,8 +242,11 @@ def opened(name: str, folder: Path, description: Description, num_threads: int |
         raise FrozenModelError(f"runtime {name}: cannot open {folder / runtime.file}: {first_line}") from error
 
 
-def in_batches(predict: runtimes.Predict, pixels: npt.NDArray[np.uint8], num_labels: int) -> npt.NDArray[np.float32]:
-    """Predict uint8 (N, H, W, 3), any N, in calls of bounded size: float32 (N, num_labels)."""
+def in_batches(predict: runtimes.Predict, pixels: npt.NDArray[np.uint8], num_labels: int) -> Answers:
+    """Answer uint8 (N, H, W, 3), any N, in calls of bounded size."""
     starts = range(0, len(pixels), _ROWS_PER_CALL)
     answers = [predict(np.ascontiguousarray(pixels[start : start + _ROWS_PER_CALL])) for start in starts]
-    return np.concatenate(answers) if answers else np.zeros((0, num_labels), np.float32)
+    if not answers:
+        return Answers(np.zeros((0, num_labels), np.float32), np.zeros(0, np.float32))
+    probabilities, unlike = zip(*answers, strict=True)
+    return Answers(np.concatenate(probabilities), np.concatenate(unlike))

@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from fruitcnn import fetch, images, storage, telemetry
+from fruitcnn import familiar, fetch, images, storage, telemetry
 from fruitcnn.books import PartBooks, part_path
 from fruitcnn.budget import Budget
+from fruitcnn.familiar import Answers, Limits
 from fruitcnn.inputs import Input
-from fruitcnn.parts import Floats, PartError, Rows, read_books, rejected_rows, replace_rows, to_bytes, to_table, top
+from fruitcnn.parts import PartError, Rows, read_books, rejected_rows, replace_rows, to_bytes, to_table, top
 from fruitcnn.plan import Plan, PlanReader, load_plan
 
 PART_ATTEMPTS = 3
@@ -54,8 +55,12 @@ class Model(Protocol):
     def input_px(self) -> tuple[int, int]:
         """(height, width)."""
 
-    def predict(self, pixels: npt.NDArray[np.uint8]) -> Floats:
-        """Uint8 (N, H, W, 3) -> float32 (N, classes) probabilities."""
+    @property
+    def limits(self) -> Limits:
+        """From where on an answer is unsure."""
+
+    def answer(self, pixels: npt.NDArray[np.uint8]) -> Answers:
+        """Uint8 (N, H, W, 3) -> probabilities and scores."""
 
 
 class Options(BaseModel):
@@ -99,7 +104,7 @@ class _Batch(NamedTuple):
 
     facts: list[_Facts]
     answer_of: list[int]
-    probabilities: Floats
+    answers: Answers
 
 
 class PartClassifier:
@@ -111,7 +116,7 @@ class PartClassifier:
     def __init__(self, predictions: str, plan: Plan, models: Sequence[Model], options: Options) -> None:
         self.predictions = predictions
         self.plan = plan
-        self.labels = models[0].labels
+        self.labels, self.limits = models[0].labels, models[0].limits
         self.options = options
         self.reader = PlanReader(predictions, plan)
         self.workers = Workers(models, options)
@@ -168,7 +173,7 @@ class PartClassifier:
             "model_hash": self.plan.model_hash,
             "library_version": self.plan.library_version,
         }
-        return to_table(rows, self.labels, self.options.min_confidence, metadata)
+        return to_table(rows, self.labels, self.options.min_confidence, metadata, self.limits)
 
 
 class Actor(PartClassifier):
@@ -251,9 +256,11 @@ class Workers:
             facts.append(fact)
             answer_of.append(answer)
         if not pictures:
-            return _Batch(facts, answer_of, np.zeros((1, self.num_labels), np.float32))
+            return _Batch(
+                facts, answer_of, Answers(np.zeros((1, self.num_labels), np.float32), np.zeros(1, np.float32))
+            )
         with self._model() as model:
-            return _Batch(facts, answer_of, model.predict(np.stack(pictures)))
+            return _Batch(facts, answer_of, model.answer(np.stack(pictures)))
 
     def _decode(self, found: fetch.Fetched, digest: str | None) -> tuple[_Facts, images.Pixels | None]:
         if found.data is None:
@@ -291,12 +298,14 @@ def cut_batches(inputs: Sequence[Input], batch_size: int) -> Iterator[tuple[int,
 def _join(batches: Sequence[_Batch], options: Options) -> Rows:
     facts = [fact for batch in batches for fact in batch.facts]
     ids, digests, widths, heights, causes, details = (list(column) for column in zip(*facts, strict=True))
-    probabilities = np.concatenate([batch.probabilities[batch.answer_of] for batch in batches])
+    probabilities = np.concatenate([batch.answers.probabilities[batch.answer_of] for batch in batches])
     top_indices, top_scores = top(probabilities, options.top_k)
     return Rows(
         ids, digests, widths, heights, causes, details,
         top_indices=top_indices,
         top_scores=top_scores,
+        margins=familiar.margins(probabilities),
+        unlike=np.concatenate([batch.answers.unlike[batch.answer_of] for batch in batches]),
         probabilities=probabilities if options.probabilities else None,
     )  # fmt: skip
 

@@ -102,13 +102,13 @@ class Loop:
         window.step_seconds += time.monotonic() - asked
         self.done = batch.step + 1
 
-    def finish(self, test: Rows | None, start_seconds: dict[str, float]) -> None:
-        """Score the best checkpoint on `test` and write result.json; `start_seconds` are the parts of the start."""
+    def finish(self, tests: dict[str, Rows], start_seconds: dict[str, float]) -> None:
+        """Score the best checkpoint on each of `tests`, write result.json; `start_seconds`: the parts of the start."""
         self.replica.sum_over_workers([0.0])  # All wait here until rank 0 has written its last checkpoint.
         best = best_checkpoint(self.config.run)
         assert best is not None, "a run ends with a validated checkpoint"
         self.replica.restore(checkpoints.load(self.config.run, best))
-        score = self._score(test) if test else None
+        scores = {name: self._score(rows)._asdict() for name, rows in tests.items()}
         if not self.is_chief:
             return
         facts = checkpoints.facts(self.config.run, best)
@@ -123,7 +123,8 @@ class Loop:
                 "ended_early": self.done < self.facts.num_steps,
                 "num_workers": self.feed.world_size,
                 "validation": validation,
-                "test": score._asdict() if score else None,
+                "test": None,
+                **scores,
                 "seconds": {"start": sum(start_seconds.values()), **self.seconds},
                 "start_seconds": start_seconds,
                 "images_per_second": images / max(1e-9, self.seconds["training"]),

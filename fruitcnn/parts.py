@@ -3,7 +3,7 @@
     <predictions>/parts/part-00000.parquet   one row per input, in plan order; put-if-absent: one writer wins, ever
 
 A part holds nothing that differs between two runs of the same plan (no times, no attempt numbers), so whoever writes it
-writes the same bytes. `unsure` is decided here, in `is_unsure`.
+writes the same bytes. `unsure` is decided here, in `unsure_causes`.
 """
 
 import hashlib
@@ -19,12 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fruitcnn import familiar
 from fruitcnn.books import PartBooks, part_path
+from fruitcnn.familiar import NO_LIMITS, Limits
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 STATUSES = ("ok", "unsure", "rejected")
+LOW_CONFIDENCE = "low-confidence"
 METADATA_KEY = b"fruitcnn"
 
 
@@ -36,8 +39,9 @@ class PartError(ValueError):
 class Rows:
     """What became of the inputs of one part: lists of one entry per input, in plan order.
 
-    cause None: the picture was classified. top_indices (N, k) int64 labels by falling score, top_scores (N, k) float32;
-    rows of rejected inputs hold anything. probabilities (N, classes) float32 if they are to be written, else None.
+    cause None: the picture was classified. top_indices (N, k) int64 labels by falling score, top_scores (N, k) float32,
+    margins and unlike (N,) float32, as familiar.py defines them; rows of rejected inputs hold anything. probabilities
+    (N, classes) float32 if they are to be written, else None.
     """
 
     ids: list[str]
@@ -48,6 +52,8 @@ class Rows:
     details: list[str | None]
     top_indices: Indices
     top_scores: Floats
+    margins: Floats
+    unlike: Floats
     probabilities: Floats | None
 
 
@@ -60,14 +66,23 @@ def top(probabilities: Floats, k: int) -> tuple[Indices, Floats]:
     return np.take_along_axis(chosen, order, axis=1).astype(np.int64), np.take_along_axis(scores, order, axis=1)
 
 
-def is_unsure(top_scores: Floats, min_confidence: float) -> npt.NDArray[np.bool_]:
-    """(N,) bool: whether a prediction with these scores (N, k) is too weak to stand."""
-    return top_scores[:, 0] < np.float32(min_confidence)
+def unsure_causes(
+    top_scores: Floats, margins: Floats, unlike: Floats, min_confidence: float, limits: Limits
+) -> npt.NDArray[np.object_]:
+    """(N,) object: why a prediction does not stand, None where it does: what the model's limits say comes first.
+
+    Arguments as in Rows.
+    """
+    found = familiar.causes(unlike, margins, limits)
+    weak = top_scores[:, 0] < np.float32(min_confidence)
+    return np.where(weak & (found == None), LOW_CONFIDENCE, found)  # noqa: E711 - element by element
 
 
-def encode(rows: Rows, labels: Sequence[str], min_confidence: float, metadata: Mapping[str, Any]) -> bytes:
+def encode(
+    rows: Rows, labels: Sequence[str], min_confidence: float, metadata: Mapping[str, Any], limits: Limits = NO_LIMITS
+) -> bytes:
     """The Parquet file of these rows; the same arguments give the same bytes. metadata goes into the file's own."""
-    return to_bytes(to_table(rows, labels, min_confidence, metadata))
+    return to_bytes(to_table(rows, labels, min_confidence, metadata, limits))
 
 
 def to_bytes(table: pa.Table) -> bytes:
@@ -92,10 +107,14 @@ def replace_rows(table: pa.Table, numbers: Sequence[int], rows: pa.Table) -> pa.
     return pa.concat_tables([table, rows]).take(pa.array(places)).combine_chunks()
 
 
-def to_table(rows: Rows, labels: Sequence[str], min_confidence: float, metadata: Mapping[str, Any]) -> pa.Table:
+def to_table(
+    rows: Rows, labels: Sequence[str], min_confidence: float, metadata: Mapping[str, Any], limits: Limits = NO_LIMITS
+) -> pa.Table:
     """The table of these rows, with metadata in its schema."""
     rejected = np.array([cause is not None for cause in rows.causes], bool)
-    status = np.where(rejected, "rejected", np.where(is_unsure(rows.top_scores, min_confidence), "unsure", "ok"))
+    unsure = unsure_causes(rows.top_scores, rows.margins, rows.unlike, min_confidence, limits)
+    causes = np.where(rejected, np.array(rows.causes, object), unsure)
+    status = np.where(rejected, "rejected", np.where(causes == None, "ok", "unsure"))  # noqa: E711
     mask = pa.array(rejected)
     names = pa.array(labels, pa.string())
     count, k = rows.top_indices.shape
@@ -109,8 +128,9 @@ def to_table(rows: Rows, labels: Sequence[str], min_confidence: float, metadata:
         "confidence": pa.array(rows.top_scores[:, 0], pa.float32(), mask=rejected),
         "top_labels": pa.ListArray.from_arrays(offsets, names.take(pa.array(rows.top_indices.ravel())), mask=mask),
         "top_scores": pa.ListArray.from_arrays(offsets, pa.array(rows.top_scores.ravel()), mask=mask),
+        "score": pa.array(rows.unlike, pa.float32(), mask=rejected),
         "status": pa.array(status, pa.string()),
-        "cause": pa.array(rows.causes, pa.string()),
+        "cause": pa.array(causes, pa.string()),
         "detail": pa.array([text and _utf8(text) for text in rows.details], pa.string()),
     }
     if rows.probabilities is not None:
@@ -139,6 +159,7 @@ def read_books(part: int, data: bytes, run_id: str, num_rows: int) -> PartBooks:
         num_rows=table.num_rows,
         num_ok=statuses.get("ok", 0),
         num_unsure=statuses.get("unsure", 0),
+        unsure_by_cause=_count(table["cause"].filter(pc.equal(table["status"], "unsure"))),
         rejected_by_cause=_count(table["cause"].filter(pc.equal(table["status"], "rejected"))),
         ok_by_label=_count(table["label"].filter(pc.equal(table["status"], "ok"))),
         num_bytes=len(data),

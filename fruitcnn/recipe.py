@@ -158,6 +158,11 @@ class TrainConfig(Augmentation):
         description="decay per step of the moving average of the weights, which is then what is validated and frozen; "
         "0 takes the last weights",
     )
+    hold_out_groups: bool = Field(
+        False,
+        description="keep the last rotation group of every class that has several from training, and score its test "
+        "pictures by themselves (leak_aware): how well the network knows views that it never saw",
+    )
     validation_fraction: float = Field(
         0.05, gt=0, lt=1, description="share of the training rows kept for choosing the best checkpoint"
     )

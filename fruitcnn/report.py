@@ -4,6 +4,7 @@ Every section appears where its data is there: after `jobs.pipeline` all of them
 predictions. The page is report.html.jinja with report.css and report.js inline: nothing is loaded from elsewhere.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -186,13 +187,17 @@ def _books(found: Evidence) -> dict[str, Any]:
     counted = count_by(tally.kinds, "status")
     books = found.manifest.books if found.manifest else None
     listed = books.num_listed if books else found.plan.num_inputs if found.plan else counted.total()
-    causes = count_by(tally.kinds, "cause")
+    by_cause = count_by(tally.kinds, "status,cause")
+    causes = Counter({cause: num for (status, cause), num in by_cause.items() if status == "rejected"})
     return {
         "listed": listed,
         "counted": {status: counted[status] for status in ("ok", "unsure", "rejected")},
         "is_balanced": listed == counted.total(),
         "is_finished": books is not None,
-        "causes": [(cause, num, tally.rejected[cause]) for cause, num in causes.most_common() if cause is not None],
+        "unsure": Counter(
+            {cause: num for (status, cause), num in by_cause.items() if status == "unsure"}
+        ).most_common(),
+        "causes": [(cause, num, tally.rejected[cause]) for cause, num in causes.most_common()],
     }
 
 

@@ -1,6 +1,6 @@
-"""A bundle's files -> a function from pixels to probabilities, one for each runtime; called by frozen and freezing.
+"""A bundle's files -> a function from pixels to answers, one for each runtime; called by frozen and freezing.
 
-Every one maps uint8 (N, H, W, 3) to float32 (N, classes) for any N >= 1, in float32 arithmetic, from several threads.
+Every one maps uint8 (N, H, W, 3) to familiar.Answers for any N >= 1, in float32 arithmetic, from several threads.
 A library is imported when its runtime is opened, so that classifying with OpenVINO does not wait for TensorFlow.
 """
 
@@ -17,19 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from fruitcnn.bundle import Description
+from fruitcnn.familiar import Answers
 
-Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+Predict = Callable[[npt.NDArray[np.uint8]], Answers]
 
-INPUT, OUTPUT = "image", "probabilities"
+INPUT, OUTPUT, SCORE = "image", "probabilities", "unlike"
 ENCODED_SIGNATURE, SIGNATURE = "encoded", "serving_default"
 
 
 TENSORS: dict[str, dict[str, Any]] = {
-    "frozen_graph.pb": {"input": f"{INPUT}:0", "output": f"{OUTPUT}:0"},
-    "model.onnx": {"input": INPUT, "output": OUTPUT},
+    "frozen_graph.pb": {"input": f"{INPUT}:0", "output": f"{OUTPUT}:0", "score": f"{SCORE}:0"},
+    "model.onnx": {"input": INPUT, "output": OUTPUT, "score": SCORE},
     "saved_model": {
-        SIGNATURE: {"input": INPUT, "output": OUTPUT},
-        ENCODED_SIGNATURE: {"input": ENCODED_SIGNATURE, "output": OUTPUT},
+        SIGNATURE: {"input": INPUT, "output": OUTPUT, "score": SCORE},
+        ENCODED_SIGNATURE: {"input": ENCODED_SIGNATURE, "output": OUTPUT, "score": SCORE},
     },
 }
 """Names of the inputs and outputs, by file: as they go into model.json."""
@@ -93,9 +94,10 @@ def _openvino(folder: Path, _: Description, num_threads: int) -> Predict:
     compiled = core.compile_model(core.read_model(str(folder / "model.onnx")), "CPU", settings)
     request, lock = compiled.create_infer_request(), threading.Lock()
 
-    def predict(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def predict(pixels: npt.NDArray[np.uint8]) -> Answers:
         with lock:
-            return np.array(request.infer([pixels], share_inputs=True)[0])
+            found = request.infer([pixels], share_inputs=True)
+            return Answers(np.array(found[OUTPUT]), np.array(found[SCORE]).reshape(-1))
 
     return predict
 
@@ -107,15 +109,16 @@ def _onnxruntime(folder: Path, _: Description, num_threads: int) -> Predict:
     options.intra_op_num_threads, options.log_severity_level = num_threads, 3
     path = str(folder / "model.onnx")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run([OUTPUT], {INPUT: pixels})[0]
+    return lambda pixels: _answers(*session.run([OUTPUT, SCORE], {INPUT: pixels}))
 
 
 def _tensorflow(folder: Path, _: Description, num_threads: int) -> Predict:
     tf = import_tensorflow(num_threads)
     loaded = tf.saved_model.load(str(folder / "saved_model"))
 
-    def predict(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        return loaded.signatures[SIGNATURE](image=tf.constant(pixels))[OUTPUT].numpy()
+    def predict(pixels: npt.NDArray[np.uint8]) -> Answers:
+        found = loaded.signatures[SIGNATURE](image=tf.constant(pixels))
+        return _answers(found[OUTPUT].numpy(), found[SCORE].numpy())
 
     return predict
 
@@ -130,8 +133,9 @@ def _keras(folder: Path, _: Description, num_threads: int) -> Predict:
 def _weights(folder: Path, description: Description, num_threads: int) -> Predict:
     import_tensorflow(num_threads)
     from fruitcnn.models import build_model
+    from fruitcnn.scored import with_score
 
-    model = build_model(description.architecture, description.input_px, len(description.labels))
+    model = with_score(build_model(description.architecture, description.input_px, len(description.labels)))
     model.load_weights(str(folder / "cnn_fruit.weights.h5"))
     return keras_predict(model)
 
@@ -140,30 +144,40 @@ def _frozen_graph(folder: Path, _: Description, num_threads: int) -> Predict:
     tf = import_tensorflow(num_threads)
     definition = tf.compat.v1.GraphDef.FromString((folder / "frozen_graph.pb").read_bytes())
     wrapped = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(definition, name=""), [])
-    pruned = wrapped.prune(f"{INPUT}:0", f"{OUTPUT}:0")
-    return lambda pixels: pruned(tf.constant(pixels)).numpy()
+    pruned = wrapped.prune(f"{INPUT}:0", [f"{OUTPUT}:0", f"{SCORE}:0"])
+    return lambda pixels: _answers(*(each.numpy() for each in pruned(tf.constant(pixels))))
 
 
-def open_encoded(folder: Path) -> Callable[[list[bytes]], npt.NDArray[np.float32]]:
-    """Return the SavedModel's other signature: N JPEG or PNG files -> float32 (N, classes); else ValueError."""
+def open_encoded(folder: Path) -> Callable[[list[bytes]], Answers]:
+    """Return the SavedModel's other signature: N JPEG or PNG files -> Answers; else ValueError."""
     tf = import_tensorflow()
     loaded = tf.saved_model.load(str(folder / "saved_model"))
 
-    def predict(files: list[bytes]) -> npt.NDArray[np.float32]:
+    def predict(files: list[bytes]) -> Answers:
         try:
-            return loaded.signatures[ENCODED_SIGNATURE](encoded=tf.constant(files))[OUTPUT].numpy()
+            found = loaded.signatures[ENCODED_SIGNATURE](encoded=tf.constant(files))
         except tf.errors.InvalidArgumentError as error:
             raise ValueError(f"encoded: got a file that TensorFlow does not decode: {error.message}") from error
+        return _answers(found[OUTPUT].numpy(), found[SCORE].numpy())
 
     return predict
 
 
 def keras_predict(model: Any) -> Predict:
-    """Return the Predict of a Keras model."""
+    """Return the Predict of a Keras model that scored.with_score made."""
     tf = import_tensorflow()
     signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)]
     compiled = tf.function(lambda image: model(image, training=False), signature, autograph=False)
-    return lambda pixels: compiled(tf.constant(pixels)).numpy()
+
+    def predict(pixels: npt.NDArray[np.uint8]) -> Answers:
+        found = compiled(tf.constant(pixels))
+        return _answers(found[OUTPUT].numpy(), found[SCORE].numpy())
+
+    return predict
+
+
+def _answers(probabilities: Any, score: Any) -> Answers:
+    return Answers(probabilities, score.reshape(-1))
 
 
 RUNTIMES: dict[str, Runtime] = {

@@ -17,6 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from fruitcnn.recipe import TrainConfig
+
 _ORDER_STREAM, _WINDOW_STREAM = 0, 1
 
 
@@ -145,6 +147,29 @@ def validation_mask(groups: Sequence[str], paths: Sequence[str], fraction: float
     if not mask.any() and len(paths) > 1:
         mask[min(range(len(paths)), key=lambda row: _hash(paths[row]))] = True
     return mask
+
+
+def held_out_groups(groups: Sequence[str], labels: Sequence[int] | np.ndarray) -> frozenset[str]:
+    """Return the last group, by name, of every class that has two or more: what a leak-aware score holds from training.
+
+    groups, labels: of all training rows, in any order.
+    """
+    by_class: dict[int, set[str]] = {}
+    for group, label in zip(groups, labels, strict=True):
+        by_class.setdefault(int(label), set()).add(group)
+    return frozenset(max(names, key=_natural_key) for names in by_class.values() if len(names) > 1)
+
+
+def held_and_validation(
+    groups: Sequence[str], paths: Sequence[str], labels: Sequence[int] | np.ndarray, config: TrainConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (held out, validation) rows of the training split, both bool (num_rows,), none in both; the others train.
+
+    The same for every job that knows the run's config: what freezing calibrates on is what training did not see.
+    """
+    held_groups = held_out_groups(groups, labels) if config.hold_out_groups else frozenset()
+    held = np.array([group in held_groups for group in groups], bool)
+    return held, validation_mask(groups, paths, config.validation_fraction, config.seed) & ~held
 
 
 def _natural_key(path: str) -> list[tuple[int, int | str]]:

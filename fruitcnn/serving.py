@@ -141,15 +141,18 @@ class Replica:
         return build_app(self.config, self.model, self._batched(), self.decoders)
 
     def _batched(self) -> Any:
-        """Pixels of one picture -> its probabilities, in calls with the pictures of whoever else is waiting."""
+        """Pixels of one picture -> probabilities and score, in calls with the pictures of whoever else is waiting."""
         from ray import serve
 
-        async def predict_all(pictures: list[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.float32]]:
+        async def predict_all(
+            pictures: list[npt.NDArray[np.uint8]],
+        ) -> list[tuple[npt.NDArray[np.float32], np.float32]]:
             pixels = np.stack(pictures)
             loop = asyncio.get_running_loop()
-            return list(await loop.run_in_executor(self.caller, self.model.predict, pixels))
+            answers = await loop.run_in_executor(self.caller, self.model.answer, pixels)
+            return list(zip(answers.probabilities, answers.unlike, strict=True))
 
-        async def predict_one(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        async def predict_one(picture: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], np.float32]:
             return (await predict_all([picture]))[0]
 
         if self.config.batch_size == 1:
@@ -171,11 +174,12 @@ def build_app(config: ServeConfig, model: Any, predict: Any, decoders: ThreadPoo
         input_px=list(model.input_px),
         runtime=model.runtime,
         metrics=model.description.metrics,
+        limits=model.limits.model_dump(),
         created_at=model.description.created_at.isoformat(),
         browser={"path": endpoints.BROWSER_FILE, **file.model_dump()} if file else None,
         **config.model_dump(include={"top_k", "min_confidence", "max_body_bytes", "max_pictures", "max_pixels"}),
     )
-    rules = Rules(model.labels, model.input_px, config.top_k, config.min_confidence, config.max_pixels)
+    rules = Rules(model.labels, model.input_px, config.top_k, config.min_confidence, config.max_pixels, model.limits)
     limits = endpoints.Limits(config.max_body_bytes, config.max_pictures, config.request_seconds)
     return endpoints.build(about, rules, limits, predict, decoders, _browser_file(config.model, model, file))
 

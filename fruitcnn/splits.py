@@ -15,7 +15,7 @@ from fruitcnn.manifest import Manifest
 from fruitcnn.parquet import read_rows
 from fruitcnn.pixels import load_pixels
 from fruitcnn.recipe import TrainConfig
-from fruitcnn.sampling import validation_mask
+from fruitcnn.sampling import held_and_validation
 from fruitcnn.stream import Stream
 
 
@@ -34,9 +34,9 @@ class SplitRows:
         """Return the numbers of all rows, int64 (N,)."""
         return np.arange(len(self.labels))
 
-    def is_validation(self, config: TrainConfig) -> np.ndarray:
-        """Return which rows of the training split are kept for validation, bool (N,)."""
-        return validation_mask(self.groups, self.paths, config.validation_fraction, config.seed)
+    def held_and_validation(self, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+        """Return which rows of the training split are held out, and which validate, both bool (N,)."""
+        return held_and_validation(self.groups, self.paths, self.labels, config)
 
 
 def is_streamed(config: TrainConfig, manifest: Manifest) -> bool:

@@ -26,7 +26,7 @@ from fruitcnn.manifest import Manifest, load_manifest
 from fruitcnn.parquet import read_rows
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.runs import Facts
-from fruitcnn.sampling import total_steps, validation_mask
+from fruitcnn.sampling import held_and_validation, total_steps
 from fruitcnn.trainer import TensorFlow, Trainer, is_loss_of_workers
 from fruitcnn.worker import work
 
@@ -80,8 +80,13 @@ def _train(config: TrainConfig, facts: Facts, progress: Progress, called_at: flo
 
 def describe(config: TrainConfig, manifest: Manifest) -> Facts:
     """Return what the run is applied to: the validation rows are chosen from groups and paths alone."""
-    mask = _validation_mask(config, manifest)
-    num_train, num_validation = int((~mask).sum()), int(mask.sum())
+    held, mask = _held_and_validation(config, manifest)
+    num_train, num_validation = int((~mask & ~held).sum()), int(mask.sum())
+    if config.hold_out_groups and not held.any():
+        raise UsageError(
+            f"--hold-out-groups: got --dataset {config.dataset}, none of whose classes has two groups of frames; leave "
+            "it out"
+        )
     if not num_validation:
         raise UsageError(
             f"--validation-fraction: got {config.validation_fraction}, which keeps none of {num_train} rows; wanted at "
@@ -91,14 +96,16 @@ def describe(config: TrainConfig, manifest: Manifest) -> Facts:
     return Facts(list(manifest.classes), manifest.sha256, manifest.version, num_train, num_validation, num_steps)
 
 
-def _validation_mask(config: TrainConfig, manifest: Manifest) -> np.ndarray:
+def _held_and_validation(config: TrainConfig, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
     groups: list[str] = []
+    labels: list[int] = []
     paths: list[str] = []
     for shard in manifest.split("train").shards:
-        for rows in read_rows(config.dataset, shard.path, columns=["group", "image.path"]):
+        for rows in read_rows(config.dataset, shard.path, columns=["label", "group", "image.path"]):
+            labels += rows["label"].to_pylist()
             groups += rows["group"].to_pylist()
             paths += rows["image"].field("path").to_pylist()
-    return validation_mask(groups, paths, config.validation_fraction, config.seed)
+    return held_and_validation(groups, paths, labels, config)
 
 
 def _fit(config: TrainConfig, facts: Facts, board: Any, called_at: float) -> None:

@@ -50,19 +50,20 @@ def work(job: dict[str, Any]) -> None:
         clock.lap("imports")
         say("starting: pictures are decoded")
         split = splits["train"].result()
-        mask = split.is_validation(config)
+        held, mask = split.held_and_validation(config)
+        learned = ~mask & ~held
         tested = splits["test"].result() if "test" in splits else None
     clock.lap("pixels")
     say("starting: the network is built and compiled")
     num_classes = len(facts.classes)
-    num_by_class = np.bincount(split.labels[~mask], minlength=num_classes).tolist()
+    num_by_class = np.bincount(split.labels[learned], minlength=num_classes).tolist()
     weights = balanced_weights(num_by_class) if config.class_weights == "balanced" else None
     replica = Replica(config, num_classes, facts.num_steps, strategy, weights)
     if config.initial_model:
         warm.start_from(config.initial_model, replica.model, facts.classes)
     feed = Feed(
         Order(facts.num_train_rows, config.seed, config.window_rows),
-        np.flatnonzero(~mask),
+        np.flatnonzero(learned),
         split.pictures,
         split.labels,
         config.global_batch_size,
@@ -70,12 +71,17 @@ def work(job: dict[str, Any]) -> None:
         world_size,
     )
     validation = Rows(np.flatnonzero(mask), split.scored, split.labels[mask])
-    test = Rows(tested.all_rows, tested.scored, tested.labels) if tested else None
+    tests = {}
+    if tested:
+        tests["test"] = Rows(tested.all_rows, tested.scored, tested.labels)
+        if unseen := {split.groups[row] for row in np.flatnonzero(held)}:
+            rows = np.array([row for row, group in enumerate(tested.groups) if group in unseen], np.int64)
+            tests["leak_aware"] = Rows(rows, tested.scored, tested.labels[rows])
     loop = Loop(config, facts, feed, replica, validation, lambda done, note: board.post.remote(done, note))
     clock.lap("model")
     loop.run()
     clock.lap("first_step", loop.first_step_at or time.time())
-    loop.finish(test, clock.seconds)
+    loop.finish(tests, clock.seconds)
 
 
 class _Clock:

@@ -55,6 +55,7 @@ def describe(manifest: RunManifest) -> dict[str, Any]:
         "listed": books.num_listed,
         "ok": books.num_ok,
         "unsure": books.num_unsure,
+        **{f"unsure: {cause}": num for cause, num in books.unsure_by_cause.items()},
         "rejected": f"{books.num_rejected:,}" + (f" ({causes})" if causes else ""),
         "parts": len(manifest.parts),
         "last attempt": f"{timing.num_inputs:,} images in {timing.classify_seconds:.1f} s{_predicted(timing)}",

@@ -22,9 +22,12 @@ def main(config: FreezeConfig) -> None:
     rows |= {f"{name} accuracy": f"{score['accuracy']:.2%}" for name, score in description.metrics.items()}
     rows |= {
         each.format: f"same top-1 on {each.same_top1:.2%} of {each.num_images:,} images, "
-        f"probabilities within {each.max_difference:.1e}"
+        f"probabilities within {each.max_difference:.1e}, scores within {each.score_difference:.1e}"
         for each in description.agreement
     }
+    limits = description.limits
+    rows["unsure"] = f"unlike above {limits.max_unlike:.3g}, margin below {limits.min_margin:.3g}"
+    rows["temperature"] = f"{limits.temperature:.2f}"
     rows["bytes"] = sum(file.num_bytes for file in description.files.values())
     summary("frozen model, compared with Keras", rows, {"frozen model": config.model, "run": config.run})
 
@@ -37,7 +40,11 @@ def _check(model_uri: str) -> None:
         for proof in check(model_uri):
             proofs.append(proof)
             update(len(proofs), proof.format)
-    rows = {proof.format: proof.problem or f"golden answers within {proof.max_difference:.1e}" for proof in proofs}
+    rows = {
+        proof.format: proof.problem
+        or f"golden answers within {proof.max_difference:.1e}, scores within {proof.score_difference:.1e}"
+        for proof in proofs
+    }
     summary("every hash is right; golden answers", rows, {"frozen model": model_uri})
     if wrong := [proof for proof in proofs if proof.problem]:
         raise FrozenModelError("; ".join(f"{proof.format} ({proof.file}): {proof.problem}" for proof in wrong))

@@ -38,8 +38,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
 def app(config: ServeConfig) -> Any:
     model = frozen.load(config.model)
 
-    async def predict(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        return model.predict(pixels[np.newaxis])[0]
+    async def predict(pixels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], np.float32]:
+        (probabilities,), (unlike,) = model.answer(pixels[np.newaxis])
+        return probabilities, unlike
 
     return serving.build_app(config, model, predict, ThreadPoolExecutor(2))
 
@@ -116,7 +117,19 @@ def test_causes_are_those_of_the_predictions(client: TestClient, data: bytes, ca
 def test_an_answer_has_the_columns_of_the_predictions(client: TestClient) -> None:
     from fruitcnn import parts
 
-    empty = parts.Rows([], [], [], [], [], [], np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32), None)
+    empty = parts.Rows(
+        [],
+        [],
+        [],
+        [],
+        [],
+        [],
+        np.zeros((0, 1), np.int64),
+        np.zeros((0, 1), np.float32),
+        np.zeros(0, np.float32),
+        np.zeros(0, np.float32),
+        None,
+    )
     import pyarrow.parquet as pq
 
     columns = pq.read_schema(io.BytesIO(parts.encode(empty, ["a"], 0.0, {}))).names

@@ -16,6 +16,7 @@ from fruitcnn import agreement, frozen, images, runtimes, storage
 from fruitcnn.agreement import choose_golden, take_sample
 from fruitcnn.bundle import Description, FrozenModelError, read_description
 from fruitcnn.errors import UsageError
+from fruitcnn.familiar import Answers
 from fruitcnn.freezing import FreezeConfig, freeze
 from fruitcnn.manifest import load_manifest
 from jobs.freeze import main
@@ -55,7 +56,7 @@ def test_every_format_is_compared_and_within_bounds(description: Description) ->
 def test_no_model_where_a_format_disagrees(made: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def sloppy(folder: Path, description: Description, num_threads: int) -> runtimes.Predict:
         right = runtimes.RUNTIMES["onnxruntime"].open(folder, description, num_threads)
-        return lambda pixels: right(pixels) + np.float32(2e-4)
+        return lambda pixels: Answers(right(pixels).probabilities + np.float32(2e-4), right(pixels).unlike)
 
     monkeypatch.setitem(runtimes.FORMATS, "openvino", runtimes.Runtime("model.onnx", sloppy))
     with pytest.raises(FrozenModelError, match=r"no model was written.*\nopenvino \(model\.onnx\): 100\.00%"):
@@ -75,16 +76,18 @@ def test_dropout_and_flatten_freeze_too(tmp_path: Path) -> None:
 
     from fruitcnn import export
     from fruitcnn.models import build_model
+    from fruitcnn.scored import with_score
 
     weights = frozen_run.random_weights("custom_cnn", 1)
     twin = build_model("custom_cnn", (INPUT_PX, INPUT_PX), len(CLASSES), ghost_rows=32)
     twin.set_weights(weights)
     pixels = RANDOM.integers(0, 256, (6, INPUT_PX, INPUT_PX, 3), dtype=np.uint8)
     expected = keras.ops.convert_to_numpy(twin(pixels, training=False))
-    export.write_formats(export.plain_model("custom_cnn", (INPUT_PX, INPUT_PX), len(CLASSES), weights), tmp_path)
+    plain = export.plain_model("custom_cnn", (INPUT_PX, INPUT_PX), len(CLASSES), weights)
+    export.write_formats(with_score(plain), tmp_path)
     for name in ("openvino", "onnxruntime", "tensorflow", "frozen graph"):
         answers = runtimes.FORMATS[name].open(tmp_path, None, 1)(pixels)  # type: ignore[arg-type]
-        assert np.abs(answers - expected).max() <= frozen.MAX_DIFFERENCE
+        assert np.abs(answers.probabilities - expected).max() <= frozen.MAX_DIFFERENCE
     with pytest.raises(FrozenModelError, match="its arrays do not fit custom_cnn with 7 classes"):
         export.plain_model("custom_cnn", (INPUT_PX, INPUT_PX), 7, weights)
 
@@ -99,23 +102,24 @@ def test_keras_file_opens_without_fruitcnn(made: Frozen) -> None:
         import keras, numpy
         golden = numpy.load(sys.argv[1] + "/golden.npz", allow_pickle=False)
         model = keras.saving.load_model(sys.argv[1] + "/model.keras")
-        answers = keras.ops.convert_to_numpy(model(golden["images"], training=False))
-        print(abs(answers - golden["probabilities"]).max() <= 1e-4, model.input.name, model.output_names)
+        found = model(golden["images"], training=False)
+        answers = {name: keras.ops.convert_to_numpy(each) for name, each in found.items()}
+        print(abs(answers["probabilities"] - golden["probabilities"]).max() <= 1e-4, model.input.name, *answers)
     """
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         [sys.executable, "-c", code, made.model], capture_output=True, text=True, timeout=200, env=quiet, check=True
     )
-    assert done.stdout.split() == ["True", "image", "['probabilities']"]
+    assert done.stdout.split() == ["True", "image", "probabilities", "unlike"]
 
 
 def test_onnx_has_named_ends_a_free_batch_and_one_transposition(made: Frozen) -> None:
     proto = onnx.load(made.model / "model.onnx")
     onnx.checker.check_model(proto, full_check=True)
-    (image,), (probabilities,) = proto.graph.input, proto.graph.output
-    shapes = [[d.dim_param or d.dim_value for d in each.type.tensor_type.shape.dim] for each in (image, probabilities)]
-    assert (image.name, probabilities.name) == ("image", "probabilities")
-    assert shapes == [["batch", INPUT_PX, INPUT_PX, 3], ["batch", len(CLASSES)]]
+    (image,), outputs = proto.graph.input, proto.graph.output
+    shapes = [[d.dim_param or d.dim_value for d in each.type.tensor_type.shape.dim] for each in (image, *outputs)]
+    assert (image.name, *(each.name for each in outputs)) == ("image", "probabilities", "unlike")
+    assert shapes == [["batch", INPUT_PX, INPUT_PX, 3], ["batch", len(CLASSES)], ["batch"]]
     assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     kinds = [node.op_type for node in proto.graph.node]
     assert kinds.count("Transpose") == 1, "from the picture's layout to the convolutions', and never back"
@@ -132,7 +136,7 @@ def test_saved_model_and_graph_carry_the_names_in_the_description(made: Frozen, 
     assert {*loaded.signatures} == {*wanted} == {"serving_default", "encoded"}
     for name, signature in loaded.signatures.items():
         assert {*signature.structured_input_signature[1]} == {wanted[name]["input"]}
-        assert {*signature.structured_outputs} == {wanted[name]["output"]}
+        assert {*signature.structured_outputs} == {wanted[name]["output"], wanted[name]["score"]}
     definition = tf.compat.v1.GraphDef.FromString((made.model / "frozen_graph.pb").read_bytes())
     names = {f"{node.name}:0" for node in definition.node}
     assert {*description.tensors["frozen_graph.pb"].values()} <= names
@@ -188,7 +192,7 @@ def test_encoded_signature_takes_a_mixed_batch(made: Frozen) -> None:
     files = [jpeg(100, 100), picture(60, 80, "RGBA", "PNG"), jpeg(301, 77)]
     pixels = np.stack([images.decode(data, (INPUT_PX, INPUT_PX)).pixels for data in files])
     answers = runtimes.open_encoded(made.model)(files)
-    assert np.abs(answers - frozen.load(str(made.model)).predict(pixels)).max() < 0.05
+    assert np.abs(answers.probabilities - frozen.load(str(made.model)).predict(pixels)).max() < 0.05
 
 
 def test_encoded_signature_refuses_what_is_no_picture(made: Frozen) -> None:
@@ -317,7 +321,8 @@ def test_check_shows_a_table(made: Frozen, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_check_fails_where_a_runtime_answers_otherwise(made: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
-    uneven = runtimes.Runtime("model.onnx", lambda *_: lambda pixels: np.full((len(pixels), 6), 1 / 6, np.float32))
+    even = Answers(np.full((16, 6), 1 / 6, np.float32), np.zeros(16, np.float32))
+    uneven = runtimes.Runtime("model.onnx", lambda *_: lambda pixels: even)
     monkeypatch.setitem(runtimes.FORMATS, "openvino", uneven)
     with pytest.raises(FrozenModelError, match=r"openvino \(model\.onnx\): its answers differ"):
         main(FreezeConfig(check=str(made.model)))

@@ -1,9 +1,8 @@
 """The whole flow: the same pictures give the same predictions in a folder and on S3, and one decode path serves all."""
 
 import io
-import threading
+import re
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fruitcnn import images, infer, storage
+from fruitcnn.familiar import NO_LIMITS, Answers
 from fruitcnn.inputs import Listing
 from fruitcnn.pixels import load_pixels
 from fruitcnn.shard_config import ShardConfig
@@ -43,7 +43,9 @@ def test_one_command_makes_the_same_predictions_in_a_folder_and_on_s3(
         main(PipelineConfig(source="synthetic:4x40", work=work, images_seen=1280, runtime="openvino"))
         said = capsys.readouterr().out
         assert storage.join(work, "report.html") in said
-        assert "36 listed = 36 ok + 0 unsure + 0 rejected" in said
+        # So short a training leaves some pictures unsure; none may be lost.
+        (books,) = re.findall(r"36 listed = (\d+) ok \+ (\d+) unsure \+ 0 rejected", said)
+        assert sum(map(int, books)) == 36
         report = storage.read(storage.join(work, "report.html")).decode()
         assert "<html" in report
         found[work] = predictions(work)
@@ -79,14 +81,14 @@ def mixed_pictures() -> dict[str, bytes]:
 class Witness:
     """A model that keeps what it is shown."""
 
-    labels, input_px = ("a", "b"), (32, 32)
+    labels, input_px, limits = ("a", "b"), (32, 32), NO_LIMITS
 
     def __init__(self) -> None:
         self.shown: list[np.ndarray] = []
 
-    def predict(self, pixels: np.ndarray) -> np.ndarray:
+    def answer(self, pixels: np.ndarray) -> Answers:
         self.shown.append(pixels.copy())
-        return np.full((len(pixels), 2), 0.5, np.float32)
+        return Answers(np.full((len(pixels), 2), 0.5, np.float32), np.zeros(len(pixels), np.float32))
 
 
 def shown_when_classifying(uri: str) -> dict[str, np.ndarray]:
@@ -96,8 +98,7 @@ def shown_when_classifying(uri: str) -> dict[str, np.ndarray]:
         batch_size=5, top_k=1, probabilities=False, min_confidence=0, max_pixels=10**8, num_threads=2
     )
     inputs = list(Listing(uri))
-    with ThreadPoolExecutor(2) as pool:
-        rows = infer.classify_part(inputs, witness, pool, threading.Lock(), options)
+    rows = infer.Workers([witness], options).rows(inputs)
     assert rows.causes == [None] * len(inputs)
     return {str(i).rsplit("/", 1)[1]: pixels for i, pixels in zip(rows.ids, np.concatenate(witness.shown), strict=True)}
 

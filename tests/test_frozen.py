@@ -14,12 +14,14 @@ import pytest
 from fruitcnn import bundle, frozen, runtimes, storage
 from fruitcnn.bundle import DESCRIPTION, GOLDEN, FrozenModelError, read_description, stored_files
 from fruitcnn.errors import UsageError
-from fruitcnn.frozen import MAX_DIFFERENCE
+from fruitcnn.familiar import Answers
+from fruitcnn.frozen import MAX_DIFFERENCE, MAX_SCORE_DIFFERENCE
 from tests import frozen_run
 from tests.frozen_run import CLASSES, INPUT_PX
 
 FILES = (
-    "model.json", "golden.npz", "MODEL_CARD.md", "model.keras", "cnn_fruit.weights.h5", "frozen_graph.pb", "model.onnx",
+    "model.json", "golden.npz", "statistics.npz", "MODEL_CARD.md", "model.keras", "cnn_fruit.weights.h5",
+    "frozen_graph.pb", "model.onnx",
     "saved_model/saved_model.pb", "saved_model/fingerprint.pb", "saved_model/variables/variables.index",
     "saved_model/variables/variables.data-00000-of-00001",
 )  # fmt: skip
@@ -187,9 +189,10 @@ def test_damaged_model_reaches_no_library(copy: Path) -> None:
     ]
 
 
-def test_newer_schema_is_refused(copy: Path) -> None:
-    edit(copy, schema_version=2)
-    with pytest.raises(FrozenModelError, match=r"model\.json: got schema version 2, wanted 1"):
+@pytest.mark.parametrize(("version", "remedy"), [(3, "use the fruitcnn that wrote it"), (1, "freeze its run again")])
+def test_another_schema_is_refused_with_what_to_do(copy: Path, version: int, remedy: str) -> None:
+    edit(copy, schema_version=version)
+    with pytest.raises(FrozenModelError, match=rf"model\.json: got schema version {version}, wanted 2: {remedy}"):
         frozen.load(str(copy))
 
 
@@ -206,12 +209,19 @@ def test_extra_label_under_a_new_seal_does_not_fit_the_golden_answers(copy: Path
         frozen.load(str(copy))
 
 
+@pytest.mark.parametrize("changed", ["probabilities", "unlike"])
 @pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
-def test_changed_golden_answer_under_new_hashes_is_refused_by_every_runtime(copy: Path, runtime: str) -> None:
+def test_changed_golden_answer_under_new_hashes_is_refused_by_every_runtime(
+    copy: Path, runtime: str, changed: str
+) -> None:
     with np.load(copy / GOLDEN) as archive:
-        images, probabilities = archive["images"], archive["probabilities"]
-    probabilities[3, 1] += 2 * MAX_DIFFERENCE
-    np.savez(copy / GOLDEN, images=images, probabilities=probabilities)
+        golden = {**archive}
+    if changed == "probabilities":
+        golden[changed][3, 1] += 2 * MAX_DIFFERENCE
+    else:
+        golden[changed][3] *= 1 + 2 * MAX_SCORE_DIFFERENCE
+        golden[changed][3] += 2 * MAX_SCORE_DIFFERENCE
+    np.savez(copy / GOLDEN, **golden)
     reseal(copy)
     with pytest.raises(FrozenModelError, match=f"runtime {runtime}: .* gives other answers than golden.npz"):
         frozen.load(str(copy), runtime)
@@ -250,12 +260,16 @@ def test_no_model_at_all_says_what_to_run(tmp_path: Path) -> None:
 # Choosing a runtime
 
 
+def answers_of(num_images: int, value: float, num_labels: int) -> Answers:
+    return Answers(np.full((num_images, num_labels), value, np.float32), np.ones(num_images, np.float32))
+
+
 def runtime_that(predict: Callable[..., object]) -> runtimes.Runtime:
     return runtimes.Runtime("model.onnx", predict)  # type: ignore[arg-type]
 
 
 def test_auto_passes_over_a_runtime_with_other_answers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uneven = runtime_that(lambda *_: lambda pixels: np.full((len(pixels), len(CLASSES)), 1 / 6, np.float32))
+    uneven = runtime_that(lambda *_: lambda pixels: answers_of(len(pixels), 1 / 6, len(CLASSES)))
     monkeypatch.setitem(runtimes.FORMATS, "openvino", uneven)
     assert frozen.load(str(model)).runtime == "onnxruntime"
     with pytest.raises(FrozenModelError, match=r"runtime openvino: .*model\.onnx gives other answers"):
@@ -276,9 +290,12 @@ def test_auto_takes_tensorflow_where_there_is_a_gpu(model: Path, monkeypatch: py
 
 @pytest.mark.parametrize("answer", [np.nan, np.inf])
 def test_answers_that_are_no_numbers_are_no_golden_answers(answer: float) -> None:
-    golden = frozen.Golden(pictures(2), np.full((2, 6), 1 / 6, np.float32))
-    assert frozen.replay(lambda pixels: np.full((len(pixels), 6), answer, np.float32), golden) == np.inf
-    assert frozen.replay(lambda pixels: np.full((len(pixels), 5), 1 / 6, np.float32), golden) == np.inf
+    golden = frozen.Golden(pictures(2), answers_of(2, 1 / 6, 6))
+    assert frozen.replay(lambda pixels: answers_of(len(pixels), 1 / 6, 6), golden).are_small
+    assert frozen.replay(lambda pixels: answers_of(len(pixels), answer, 6), golden).probability == np.inf
+    assert frozen.replay(lambda pixels: answers_of(len(pixels), 1 / 6, 5), golden).probability == np.inf
+    scoreless = Answers(golden.answers.probabilities, np.full(2, answer, np.float32))
+    assert frozen.replay(lambda pixels: scoreless, golden).score == np.inf
 
 
 def test_check_proves_every_format(model: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fruitcnn import fetch, images, infer, parquet, storage
+from fruitcnn.familiar import NO_LIMITS, Answers
 from fruitcnn.inputs import Input, Listing
 from fruitcnn.parquet import Row
 from fruitcnn.parts import Rows
@@ -32,10 +33,12 @@ class BrightestChannel:
     def __init__(self) -> None:
         self.batches: list[Pixels] = []
 
-    def predict(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+    limits = NO_LIMITS
+
+    def answer(self, pixels: Pixels) -> Answers:
         self.batches.append(pixels.copy())
         sums = pixels.sum((1, 2), dtype=np.float32) + 1
-        return sums / sums.sum(1, keepdims=True)
+        return Answers(sums / sums.sum(1, keepdims=True), sums.sum(1))
 
 
 def options(batch_size: int = 4, num_threads: int = 2, probabilities: bool = False) -> infer.Options:
@@ -79,9 +82,10 @@ def test_a_row_says_what_the_model_said_of_those_bytes(folder: str) -> None:
             assert (rows.causes[number], rows.widths[number]) == ("not-an-image", None)
             continue
         decoded = images.decode(data, (8, 8))
-        (wanted,) = BrightestChannel().predict(decoded.pixels[None])
+        (wanted,), (score,) = BrightestChannel().answer(decoded.pixels[None])
         assert rows.probabilities is not None
         assert np.array_equal(rows.probabilities[number], wanted)
+        assert rows.unlike[number] == score
         assert rows.top_indices[number, 0] == wanted.argmax()
         assert (rows.widths[number], rows.heights[number]) == (decoded.width_px, decoded.height_px)
 
@@ -121,7 +125,7 @@ def test_equal_files_of_a_batch_are_inferred_once_and_all_have_their_row(
     assert rows.sha256 == [hashlib.sha256(data).hexdigest() for data in contents]
     assert rows.probabilities is not None
     for number in (0, 2, 5, 3):
-        (wanted,) = BrightestChannel().predict(images.decode(contents[number], (8, 8)).pixels[None])
+        (wanted,), _ = BrightestChannel().answer(images.decode(contents[number], (8, 8)).pixels[None])
         assert np.array_equal(rows.probabilities[number], wanted)
 
 

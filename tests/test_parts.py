@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fruitcnn.books import PartBooks, add_up, imbalance
-from fruitcnn.parts import METADATA_KEY, PartError, Rows, encode, is_unsure, read_books, top
+from fruitcnn.familiar import NO_LIMITS
+from fruitcnn.parts import METADATA_KEY, PartError, Rows, encode, read_books, top, unsure_causes
 
 LABELS = ["Apple", "Kiwi", "Pear"]
 METADATA = {"run_id": "run", "part": 7, "model_hash": "m", "library_version": "0"}
@@ -25,6 +26,7 @@ COLUMNS = [
     "confidence",
     "top_labels",
     "top_scores",
+    "score",
     "status",
     "cause",
     "detail",
@@ -44,6 +46,8 @@ def make_rows() -> Rows:
         details=[None, None, "no longer there", "no known signature"],
         top_indices=indices,
         top_scores=scores,
+        margins=scores[:, 0] - scores[:, 1],
+        unlike=np.array([0.5, 2, 9, 9], np.float32),
         probabilities=None,
     )
 
@@ -55,12 +59,15 @@ def test_every_input_has_its_row_with_the_columns_of_the_contract() -> None:
     assert sure == {
         "id": "a.jpg", "sha256": "a" * 64, "width": 100, "height": 80, "label": "Kiwi",
         "confidence": pytest.approx(0.7), "top_labels": ["Kiwi", "Pear"],
-        "top_scores": pytest.approx([0.7, 0.2]), "status": "ok", "cause": None, "detail": None,
+        "top_scores": pytest.approx([0.7, 0.2]), "score": 0.5, "status": "ok", "cause": None, "detail": None,
     }  # fmt: skip
     assert (unsure["status"], unsure["label"], unsure["id"]) == ("unsure", "Apple", "caf\\udce9.jpg")
+    assert (unsure["cause"], unsure["score"]) == ("low-confidence", 2)
     assert (gone["status"], gone["cause"], gone["sha256"]) == ("rejected", "not-found", None)
     for rejected in (gone, note):
-        assert {rejected[name] for name in ("label", "confidence", "top_labels", "top_scores", "width")} == {None}
+        assert {rejected[name] for name in ("label", "confidence", "top_labels", "top_scores", "score", "width")} == {
+            None
+        }
     assert (note["cause"], note["sha256"]) == ("not-an-image", "c" * 64)
 
 
@@ -99,16 +106,22 @@ def test_of_equal_scores_the_lower_label_comes_first() -> None:
     assert indices.tolist() == [[2, 0, 1]]
 
 
-def test_unsure_is_below_the_limit_and_never_by_default() -> None:
-    scores = np.array([[0.5], [0.49], [0.0]], np.float32)
-    assert is_unsure(scores, 0.5).tolist() == [False, True, True]
-    assert not is_unsure(scores, 0.0).any()
+def test_what_the_limits_say_comes_before_a_low_confidence() -> None:
+    given = (
+        np.array([[0.5, 0.3], [0.49, 0.3], [0.3, 0.29], [0.9, 0.05]], np.float32),
+        np.array([0.2, 0.19, 0.01, 0.85], np.float32),
+        np.array([1, 1, 1, 1.5], np.float32),
+    )
+    limits = NO_LIMITS.model_copy(update={"max_unlike": 1.2, "min_margin": 0.1})
+    assert unsure_causes(*given, 0.5, limits).tolist() == [None, "low-confidence", "ambiguous", "unlike-training"]
+    assert unsure_causes(*given, 0.0, NO_LIMITS).tolist() == [None] * 4, "no limits: everything is answered"
 
 
 def test_the_books_of_a_part_count_its_rows() -> None:
     data = encode(make_rows(), LABELS, 0.5, METADATA)
     books = read_books(7, data, "run", 4)
     assert (books.num_rows, books.num_ok, books.num_unsure, books.num_rejected) == (4, 1, 1, 2)
+    assert books.unsure_by_cause == {"low-confidence": 1}
     assert books.rejected_by_cause == {"not-an-image": 1, "not-found": 1}
     assert books.ok_by_label == {"Kiwi": 1}
     assert (books.num_bytes, books.path) == (len(data), "parts/part-00007.parquet")

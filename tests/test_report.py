@@ -237,7 +237,8 @@ def make_predictions(
             some, [known[name][0] for name in some], [60] * size, [40] * size, causes,
             [cause and "ends <early>" for cause in causes],
             np.array([[CLASSES.index(label or CLASSES[0])] for label in labels]),
-            np.array([[known[name][2]] for name in some], np.float32), None,
+            np.array([[known[name][2]] for name in some], np.float32),
+            np.ones(size, np.float32), np.zeros(size, np.float32), None,
         )  # fmt: skip
         data = parts.encode(rows, CLASSES, 0.5, {"run_id": plan.run_id, "part": part})
         storage.write(storage.join(predictions, part_path(part)), data)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from fruitcnn import frozen, runtimes
-from fruitcnn.bundle import read_description
-from fruitcnn.frozen import MAX_DIFFERENCE
+from fruitcnn.bundle import STATISTICS, read_description
+from fruitcnn.familiar import Answers, Statistics, unlike
+from fruitcnn.frozen import MAX_DIFFERENCE, MAX_SCORE_DIFFERENCE
 from tests import frozen_run
 from tests.frozen_run import INPUT_PX
 
@@ -26,28 +27,36 @@ def pixels() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def expected(model: Path, pixels: np.ndarray) -> np.ndarray:
-    """What the checkpoint answers in plain Keras, rebuilt here without the bundle."""
+def expected(model: Path, pixels: np.ndarray) -> Answers:
+    """What the checkpoint answers in plain Keras, rebuilt here without the bundle's network; the score in float64."""
     import keras
 
     from fruitcnn.models import build_model
+    from fruitcnn.scored import features_model
 
     network = build_model("base_cnn", (INPUT_PX, INPUT_PX), 6, ghost_rows=32)
     network.set_weights(frozen_run.random_weights("base_cnn", 0))
-    return keras.ops.convert_to_numpy(network(pixels, training=False))
+    found = {name: keras.ops.convert_to_numpy(each) for name, each in features_model(network)(pixels).items()}
+    limits = read_description(str(model))[0].limits
+    with np.load(model / STATISTICS) as archive:
+        statistics = Statistics(**archive)
+    probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(found["logits"] / limits.temperature))
+    return Answers(probabilities, unlike(found["features"], statistics))
 
 
 @pytest.mark.parametrize("name", runtimes.FORMATS)
 def test_every_format_answers_as_the_trained_network(
-    name: str, model: Path, pixels: np.ndarray, expected: np.ndarray
+    name: str, model: Path, pixels: np.ndarray, expected: Answers
 ) -> None:
     predict = frozen.opened(name, model, read_description(str(model))[0])
-    answers = predict(pixels)
-    assert answers.dtype == np.float32
-    assert np.abs(answers - expected).max() <= MAX_DIFFERENCE
-    assert np.array_equal(answers.argmax(axis=1), expected.argmax(axis=1))
-    assert np.ptp(expected, axis=0).max() > 0.2, "answers that hardly differ would prove nothing"
-    assert np.abs(predict(pixels[5:6]) - expected[5:6]).max() <= MAX_DIFFERENCE
+    answers, score = predict(pixels)
+    assert answers.dtype == score.dtype == np.float32
+    assert np.abs(answers - expected.probabilities).max() <= MAX_DIFFERENCE
+    assert np.array_equal(answers.argmax(axis=1), expected.probabilities.argmax(axis=1))
+    assert np.ptp(expected.probabilities, axis=0).max() > 0.1, "answers that hardly differ would prove nothing"
+    assert np.abs(score / expected.unlike - 1).max() <= MAX_SCORE_DIFFERENCE
+    assert np.ptp(expected.unlike) > 1, "scores that hardly differ would prove nothing"
+    assert np.abs(predict(pixels[5:6]).probabilities - expected.probabilities[5:6]).max() <= MAX_DIFFERENCE
 
 
 @pytest.mark.parametrize("runtime", runtimes.RUNTIMES)

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fruitcnn.sampling import Order, evaluation_slice, rank_slice, row_keys, total_steps, validation_mask
+from fruitcnn.recipe import TrainConfig
+from fruitcnn.sampling import (
+    Order,
+    evaluation_slice,
+    held_and_validation,
+    held_out_groups,
+    rank_slice,
+    row_keys,
+    total_steps,
+    validation_mask,
+)
 
 orders = st.builds(
     lambda num_rows, seed, block_rows, blocks: Order(num_rows, seed, block_rows * blocks, block_rows),
@@ -111,3 +121,22 @@ def test_row_keys_depend_on_seed_epoch_and_row_and_hardly_collide() -> None:
     assert len(np.unique(keys)) > 49_900
     for other in (row_keys(1, np.zeros_like(rows), rows), row_keys(0, np.ones_like(rows), rows)):
         assert (keys != other).mean() > 0.999
+
+
+def test_the_last_group_of_each_class_that_has_several_is_held_out() -> None:
+    groups = ["a/", "a/r_", "a/r10_", "a/r2_", "b/", "b/", "c/r_", "c/"]
+    assert held_out_groups(groups, [0, 0, 0, 0, 1, 1, 2, 2]) == {"a/r_", "c/r_"}
+
+
+def test_a_row_is_held_out_or_validates_or_trains() -> None:
+    groups = [f"{label}/{axis}" for label in range(3) for axis in ("", "r_") for _ in range(40)]
+    paths = [f"{row}_100.jpg" for row in range(len(groups))]
+    labels = [row // 80 for row in range(len(groups))]
+    config = TrainConfig(dataset="d", run="r", hold_out_groups=True)
+    held, validation = held_and_validation(groups, paths, labels, config)
+    assert {group for group, is_held in zip(groups, held, strict=True) if is_held} == {"0/r_", "1/r_", "2/r_"}
+    assert held.sum() == 120
+    assert validation.sum() == 6
+    assert not (held & validation).any()
+    plain = held_and_validation(groups, paths, labels, config.model_copy(update={"hold_out_groups": False}))
+    assert (plain[0].sum(), plain[1].sum()) == (0, 12)

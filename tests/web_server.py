@@ -20,8 +20,9 @@ def serve_without_ray(config: ServeConfig) -> Iterator[str]:
     """Serve config.model at a free port; yields the URL."""
     model = frozen.load(config.model)
 
-    async def predict(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        return model.predict(pixels[np.newaxis])[0]
+    async def predict(pixels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], np.float32]:
+        (probabilities,), (unlike,) = model.answer(pixels[np.newaxis])
+        return probabilities, unlike
 
     app = serving.build_app(config, model, predict, ThreadPoolExecutor(2))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))

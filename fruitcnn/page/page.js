@@ -151,7 +151,10 @@ function show(answer, file, card) {
 function words(answer, name) {
   const size = answer.width ? `${name}, ${answer.width} x ${answer.height} px` : name;
   if (answer.status === "ok") return [answer.label, size];
-  if (answer.status === "unsure") return ["Not sure", `${size}. Perhaps none of the kinds I know; the nearest are these:`];
+  if (answer.status === "unsure" && answer.cause === "unlike-training") {
+    return ["Not sure", `${size}. Unlike anything I was trained on; the nearest kinds are these:`];
+  }
+  if (answer.status === "unsure") return ["Not sure", `${size}. It could be any of these:`];
   if (answer.status === "rejected") return ["Not a picture I can read", `${name}: ${answer.detail} (${answer.cause})`];
   return ["No answer", `${name}: ${answer.detail}`];
 }

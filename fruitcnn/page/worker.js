@@ -57,15 +57,25 @@ async function classify(file) {
   const pixels = shrink(rowsOf(bitmap), width, height, inputHeight, inputWidth, isJpeg);
   bitmap.close();
   const feeds = { image: new ort.Tensor("uint8", pixels, [1, inputHeight, inputWidth, 3]) };
-  return { width, height, ...answer((await session.run(feeds)).probabilities.data) };
+  const found = await session.run(feeds);
+  return { width, height, ...answer(found.probabilities.data, found.unlike.data[0]) };
 }
 
-function answer(probabilities) {
+function answer(probabilities, unlike) {
   const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a] || a - b).slice(0, about.top_k);
   const scores = order.map((index) => probabilities[index]);
   const labels = order.map((index) => about.labels[index]);
-  const status = scores[0] < Math.fround(about.min_confidence) ? "unsure" : "ok";
-  return { status, label: labels[0], confidence: scores[0], top_labels: labels, top_scores: scores };
+  const cause = unsureCause(probabilities, unlike, scores[0]);
+  const status = cause ? "unsure" : "ok";
+  return { status, cause, score: unlike, label: labels[0], confidence: scores[0], top_labels: labels, top_scores: scores };
+}
+
+function unsureCause(probabilities, unlike, confidence) {
+  const { max_unlike, min_margin } = about.limits;
+  const [first, second = 0] = [...probabilities].sort((a, b) => b - a);
+  if (!(unlike <= Math.fround(max_unlike))) return "unlike-training";
+  if (Math.fround(first - second) < Math.fround(min_margin)) return "ambiguous";
+  return confidence < Math.fround(about.min_confidence) ? "low-confidence" : null;
 }
 
 async function startsWith(file, bytes) {

@@ -1,0 +1,71 @@
+"""What pictures show, as far as somebody said so: a data set's labels, a labels.csv, or folders' names. For evaluate.
+
+A labels.csv has the columns `file` and `family` or `label`: a class, the first words of several ("Pear"), alternatives
+("Mandarine|Clementine"), or NONE for what is of no class. Pure.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+
+from fruitcnn import fetch, storage
+from fruitcnn.errors import UsageError
+from fruitcnn.figures import matching
+from fruitcnn.inputs import Input, Listing
+from fruitcnn.manifest import load_manifest
+from fruitcnn.parquet import read_rows
+
+LABELS_FILE = "labels.csv"
+STRANGER = "NONE"
+
+
+def find(listing: Listing, inputs: Sequence[Input], labels_uri: str | None, labels: Sequence[str]) -> list[str | None]:
+    """Return the truth of every input, None where nobody said; labels: the model's classes.
+
+    UsageError for a labels.csv without the columns.
+    """
+    if listing.kind == "dataset":
+        return _of_dataset(listing.images, inputs)
+    text = _labels_file(inputs, labels_uri)
+    if text is not None:
+        known = parse(text, labels_uri or LABELS_FILE)
+        names = [PurePosixPath(item.name) for item in inputs]
+        return [known.get(str(name), known.get(name.name)) for name in names]
+    folders = [PurePosixPath(item.name).parent.name for item in inputs]
+    return [name if name == STRANGER or (name and matching(name, labels)) else None for name in folders]
+
+
+def parse(text: bytes, name: str) -> dict[str, str]:
+    """Return file -> truth of a labels.csv; UsageError without its columns."""
+    rows = csv.DictReader(io.StringIO(text.decode("utf-8-sig", "replace")))
+    columns = rows.fieldnames or []
+    truth = next((column for column in ("family", "label") if column in columns), None)
+    if "file" not in columns or truth is None:
+        raise UsageError(
+            f"--labels {name}: got the columns {', '.join(columns) or 'none'}, wanted file and family (or label)"
+        )
+    return {row["file"]: row[truth].strip() for row in rows if row["file"] and row[truth]}
+
+
+def _labels_file(inputs: Iterable[Input], labels_uri: str | None) -> bytes | None:
+    if labels_uri:
+        with storage.argument("--labels"):
+            return storage.read(storage.normalise(labels_uri))
+    found = next((item for item in inputs if PurePosixPath(item.name).name == LABELS_FILE), None)
+    return next(fetch.fetch([found])).data if found else None
+
+
+def _of_dataset(dataset: str, inputs: Iterable[Input]) -> list[str | None]:
+    manifest = load_manifest(dataset)
+    labels = {
+        storage.join(dataset, shard.path): [
+            manifest.classes[label]
+            for batch in read_rows(dataset, shard.path, columns=["label"])
+            for label in batch["label"].to_pylist()
+        ]
+        for shard in manifest.shards()
+    }
+    return [labels[item.container][item.offset] for item in inputs]

@@ -1,0 +1,38 @@
+"""A frozen model and labelled pictures -> what it is worth on them: right, sure, calibrated; with pictures.
+
+    python -m jobs.evaluate --model work/model --images work/photos --evaluation work/evaluation
+
+--images takes a data set of jobs.shard (with --split test), or a folder, s3 prefix, .zip or .tar whose folders are
+named after classes, or that holds a labels.csv (columns file, family): "Pear" allows every class Pear ..., "A|B"
+either, NONE no class at all: a stranger, which the model should not answer.
+"""
+
+from typing import Any
+
+from fruitcnn.evaluate_config import EvaluateConfig
+from jobs.cli import progress, run, summary
+
+_SHARES = {
+    "accuracy": "accuracy (every picture, whatever it was answered)",
+    "share_answered": "answered",
+    "right_among_answered": "right among answered",
+    "wrong_and_sure": "answered and wrong, of all pictures",
+    "strangers_answered": "strangers answered",
+    "calibration_error": "calibration error",
+}
+
+
+def main(config: EvaluateConfig) -> None:
+    """Evaluate, then print the figures."""
+    from fruitcnn.evaluate import evaluate
+
+    said = evaluate(config, progress)
+    figures = said["summary"]
+    rows: dict[str, Any] = {"pictures": figures["num_pictures"], "of them strangers": figures["num_strangers"]}
+    rows |= {text: f"{figures[name]:.2%}" for name, text in _SHARES.items() if figures[name] is not None}
+    rows |= {"rejected": said["num_rejected"], "without a label": said["num_without_truth"]}
+    summary("evaluation", rows, {"evaluation": config.evaluation, "report": f"{config.evaluation}/report.html"})
+
+
+if __name__ == "__main__":
+    run(EvaluateConfig, main, __doc__)

@@ -1,0 +1,77 @@
+"""familiar.py: what is far from all training pictures scores high, and limits answer the share that was asked for."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fruitcnn import familiar
+from fruitcnn.familiar import AMBIGUOUS, NO_LIMITS, UNLIKE, Statistics
+
+RANDOM = np.random.default_rng(0)
+
+
+def drawn(num_rows: int, num_features: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features of classes that lie apart, each stretched alike, and their labels."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(num_rows) % num_classes
+    centres = np.random.default_rng(99).normal(0, 4, (num_classes, num_features))
+    stretch = np.linspace(0.1, 3, num_features)
+    return centres[labels] + random.normal(0, 1, (num_rows, num_features)) * stretch, labels
+
+
+def test_nineteen_of_twenty_training_pictures_are_below_one_and_strangers_far_above() -> None:
+    features, labels = drawn(2000, 20, 5, 0)
+    statistics = familiar.measure(features, labels)
+    assert np.mean(familiar.unlike(features, statistics) <= 1) == pytest.approx(0.95, abs=0.02)
+    unseen, _ = drawn(500, 20, 5, 1)
+    assert np.mean(familiar.unlike(unseen, statistics) <= 1.5) > 0.9
+    assert familiar.unlike(RANDOM.normal(0, 20, (50, 20)), statistics).min() > 2
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 1000))
+def test_any_few_pictures_give_finite_scores(num_rows: int, num_classes: int, seed: int) -> None:
+    features, labels = drawn(num_rows, 6, num_classes, seed)
+    features[:, 2] = 0.0  # a dead filter
+    scores = familiar.unlike(features, familiar.measure(features, labels))
+    assert np.isfinite(scores).all()
+    assert (scores >= 0).all()
+
+
+def test_the_score_is_the_smallest_distance_in_units_of_its_centre() -> None:
+    statistics = Statistics(np.zeros(2), np.eye(2), np.array([[0.0, 0.0], [10.0, 0.0]]), np.array([1.0, 4.0]))
+    assert familiar.unlike(np.array([[3.0, 0.0], [8.0, 0.0], [10.0, 2.0]]), statistics).tolist() == [9.0, 1.0, 1.0]
+
+
+def test_a_model_too_sure_of_itself_is_cooled_until_confidence_is_accuracy() -> None:
+    logits = RANDOM.normal(0, 1, (4000, 6))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([RANDOM.choice(6, p=row) for row in shares])
+    assert familiar.fit_temperature(3 * logits, labels) == pytest.approx(3, rel=0.15)
+
+
+@pytest.mark.parametrize("answer_share", [0.9, 0.99])
+def test_limits_answer_the_share_that_was_asked_for(answer_share: float) -> None:
+    scores, margin = RANDOM.gamma(2, 1, 20_000), RANDOM.beta(5, 1, 20_000)
+    limits = familiar.choose_limits(scores, margin, answer_share, temperature=1, num_train_rows=1)
+    found = familiar.causes(scores.astype(np.float32), margin.astype(np.float32), limits)
+    assert np.mean(found == None) == pytest.approx(answer_share, abs=0.01)  # noqa: E711 - element by element
+
+
+def test_one_picture_says_little_so_its_limits_are_wide() -> None:
+    limits = familiar.choose_limits(np.ones(1), np.full(1, 0.4), 0.99, temperature=1, num_train_rows=1)
+    assert (limits.max_unlike, limits.min_margin) == (2, 0.2)
+
+
+def test_share_one_answers_everything() -> None:
+    limits = familiar.choose_limits(np.ones(5), np.ones(5), 1.0, temperature=1, num_train_rows=1)
+    huge, none = np.full(1, 1e20, np.float32), np.zeros(1, np.float32)
+    assert familiar.causes(huge, none, limits).tolist() == [None]
+    assert familiar.Limits.model_validate_json(limits.model_dump_json()) == limits
+
+
+def test_unlike_comes_before_ambiguous_and_no_number_is_unlike() -> None:
+    limits = NO_LIMITS.model_copy(update={"max_unlike": 1.0, "min_margin": 0.1})
+    unlike = np.array([0.5, 0.5, 2, 2, np.nan], np.float32)
+    margin = np.array([0.5, 0.05, 0.5, 0.05, 0.5], np.float32)
+    assert familiar.causes(unlike, margin, limits).tolist() == [None, AMBIGUOUS, UNLIKE, UNLIKE, UNLIKE]
