@@ -95,7 +95,7 @@ def shown_when_classifying(uri: str) -> dict[str, np.ndarray]:
     """File name -> the pixels that a model is given of it, (32, 32, 3) uint8."""
     witness = Witness()
     options = infer.Options(
-        batch_size=5, top_k=1, probabilities=False, min_confidence=0, max_pixels=10**8, num_threads=2
+        batch_size=5, top_k=1, probabilities=False, min_confidence=0, max_pixels=10**8, num_threads=1
     )
     inputs = list(Listing(uri))
     rows = infer.Workers([witness], options).rows(inputs)
