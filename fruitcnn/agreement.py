@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +75,7 @@ def choose_golden(
 def write_golden(folder: Path, sample: Sample, expected: Answers, num_golden: int) -> None:
     """Write golden.npz: some of the sample's images and what Keras answered."""
     chosen = choose_golden(sample.labels, expected.probabilities, num_golden)
-    answers = {runtimes.OUTPUT: expected.probabilities[chosen], runtimes.SCORE: expected.unlike[chosen]}
+    answers: dict[str, Any] = {runtimes.OUTPUT: expected.probabilities[chosen], runtimes.SCORE: expected.unlike[chosen]}
     np.savez(folder / GOLDEN, images=sample.pixels[chosen], **answers)
 
 

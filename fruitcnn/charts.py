@@ -127,7 +127,10 @@ def risk_coverage(curves: Sequence[Sequence[tuple[float, float]]], here: tuple[f
     """SVG of (coverage, risk) lines, the second one dashed, and the point where the model's limits stand."""
     with _style():
         figure, axes = _square()
-        looks = ({"color": _VARIABLE["first"]}, {"color": _VARIABLE["second"], "linestyle": (0, (4, 2))})
+        looks: tuple[dict[str, Any], ...] = (
+            {"color": _VARIABLE["first"]},
+            {"color": _VARIABLE["second"], "linestyle": (0, (4, 2))},
+        )
         for curve, look in zip(curves, looks, strict=False):
             coverage, risk = zip(*curve, strict=True)
             axes.plot(coverage, risk, linewidth=1.6, clip_on=False, **look)

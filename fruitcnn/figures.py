@@ -114,7 +114,7 @@ def per_class(truth: Sequence[str], judged: Judged) -> list[dict[str, Any]]:
 
 def confusion(truth: Sequence[str], labels: Sequence[str], judged: Judged) -> list[dict[str, Any]]:
     """Return the most frequent wrong answers: truth, label, num, and how many of them stand (answered)."""
-    wrong = np.flatnonzero(~judged.right)
+    wrong = np.flatnonzero(~judged.right).tolist()
     pairs = Counter((truth[row], labels[row]) for row in wrong)
     stand = Counter((truth[row], labels[row]) for row in wrong if judged.answered[row])
     ranked = sorted(pairs.items(), key=lambda entry: (-entry[1], entry[0]))
