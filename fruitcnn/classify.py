@@ -22,6 +22,7 @@ from fruitcnn.books import ClassifyError, RunManifest, StoredPart, Timing, add_u
 from fruitcnn.errors import UsageError
 
 if TYPE_CHECKING:
+    from fruitcnn import inputs, since
     from fruitcnn.execute import Session
     from fruitcnn.plan import Plan
 
@@ -86,6 +87,17 @@ class ClassifyConfig(BaseModel):
     organise_by: Literal["link", "copy"] = Field(
         default="link", description="How: hard links where both are on one disk (else copies), or copies."
     )
+    since_promotion: str | None = Field(
+        default=None,
+        description="Predictions of the former champion for the same images: classify again only what could change, "
+        "and a random sample that shows what this misses.",
+    )
+    max_margin: float = Field(
+        default=0.5, ge=0, le=1, description="With --since-promotion: pictures whose two best scores lay closer."
+    )
+    audit_share: float = Field(
+        default=0.02, ge=0, le=1, description="With --since-promotion: share of all others that is audited."
+    )
     dry_run: bool = Field(
         default=False,
         description="Only list, try a sample for up to 20 s, say what the run would take, and write nothing.",
@@ -112,6 +124,8 @@ class ClassifyConfig(BaseModel):
     def row_settings(self, runtime: str) -> dict[str, Any]:
         """All that decides what the rows say, besides the model: part of the run's identity."""
         names = {"split", "top_k", "probabilities", "min_confidence", "max_pixels", "batch_size", "part_images"}
+        if self.since_promotion:
+            names |= {"since_promotion", "max_margin", "audit_share"}
         chosen = self.model_dump(include=names | {"part_bytes", "sample"})
         return {"images": storage.normalise(self.images), "runtime": runtime, **chosen}
 
@@ -153,7 +167,7 @@ def classify(config: ClassifyConfig, progress: Progress, session: "Session" = nu
 
 def prepare(config: ClassifyConfig) -> Run:
     """The run that config names, planned now if it is new; UsageError if it cannot be started."""
-    from fruitcnn import inputs, plan
+    from fruitcnn import plan
 
     model_hash, runtime = _identify(config)
     with storage.argument("--images"):
@@ -163,10 +177,19 @@ def prepare(config: ClassifyConfig) -> Run:
         found = plan.load_plan(predictions)
         if found is None:
             plan.require_ours_or_empty(predictions)
-            listing = inputs.Listing(config.images, config.split, config.sample)
+            listing = _listing(config)
             found = plan.write_plan(predictions, listing, model_hash, settings, config.part_images, config.part_bytes)
         plan.require_same_run(predictions, found, model_hash, settings)
     return Run(config, predictions, found, runtime)
+
+
+def _listing(config: ClassifyConfig) -> "inputs.Listing | since.Choice":
+    from fruitcnn import inputs, since
+
+    if not config.since_promotion:
+        return inputs.Listing(config.images, config.split, config.sample)
+    with storage.argument("--since-promotion"):
+        return since.Choice(config.since_promotion, config.images, config.max_margin, config.audit_share)
 
 
 def dry_run(config: ClassifyConfig) -> dict[str, Any]:

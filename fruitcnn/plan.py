@@ -13,7 +13,7 @@ import io
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fruitcnn import storage
 from fruitcnn.errors import UsageError
 from fruitcnn.inputs import Input, Listing
+
+if TYPE_CHECKING:
+    from fruitcnn.since import Choice
 
 PARTS_PER_FILE = 256
 SCHEMA = pa.schema(
@@ -94,7 +97,12 @@ def cut(inputs: Iterable[Input], part_images: int, part_bytes: int) -> Iterator[
 
 
 def write_plan(
-    predictions: str, listing: Listing, model_hash: str, settings: Mapping[str, Any], part_images: int, part_bytes: int
+    predictions: str,
+    listing: "Listing | Choice",
+    model_hash: str,
+    settings: Mapping[str, Any],
+    part_images: int,
+    part_bytes: int,
 ) -> Plan:
     """Stream the listing into plan files, then plan.json. Returns the plan that counts: of two writers the first one's.
 

@@ -124,6 +124,11 @@ class Replica:
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
 
+    def restart_averages(self) -> None:
+        """Let the averaged weights begin at the weights of now, which were not drawn but given."""
+        for variable, average in zip(self.model.variables, self._averaged, strict=bool(self._averaged)):
+            average.assign(np.asarray(variable.value))
+
     def _start_averages(self) -> list[keras.Variable]:
         return [local_average(f"average_{n}", np.asarray(v.value)) for n, v in enumerate(self.model.variables)]
 

@@ -61,6 +61,7 @@ def work(job: dict[str, Any]) -> None:
     replica = Replica(config, num_classes, facts.num_steps, strategy, weights)
     if config.initial_model:
         warm.start_from(config.initial_model, replica.model, facts.classes)
+        replica.restart_averages()
     feed = Feed(
         Order(facts.num_train_rows, config.seed, config.window_rows),
         np.flatnonzero(learned),

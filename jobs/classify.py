@@ -4,6 +4,8 @@
 
 The same command again continues a run that was stopped, and does nothing where all is done. --images takes a folder,
 an s3 prefix, a .zip, .tar or .tar.gz, a list of URIs (.txt, .parquet), or a data set of jobs.shard (with --split test).
+After a promotion, the same images again are the full re-run; --since-promotion PREDICTIONS, the former champion's,
+takes only what could change, and an audit of the rest.
 """
 
 from typing import Any
@@ -26,7 +28,22 @@ def main(config: ClassifyConfig) -> None:
 
         write_report(report, predictions=config.predictions)
     where = {"predictions": config.predictions, "model": config.model, "report": report} | _export(config, manifest)
-    summary("predictions", describe(manifest), where)
+    summary("predictions", describe(manifest) | _audited(config), where)
+
+
+def _audited(config: ClassifyConfig) -> dict[str, str]:
+    """What re-scoring only what could change found, and what it misses."""
+    if not config.since_promotion:
+        return {}
+    from fruitcnn import since
+
+    choice = since.Choice(config.since_promotion, config.images, config.max_margin, config.audit_share)
+    found = since.audit(choice, config.predictions)
+    return {
+        "could change": f"{found.num_likely:,} of {found.num_earlier:,}, of them {found.num_likely_changed:,} changed",
+        "audited": f"{found.num_audited:,} of the others, of them {found.num_audited_changed:,} changed: "
+        f"miss rate {found.miss_rate:.2%}, at most {found.largest_miss_rate:.2%} (95 %)",
+    }
 
 
 def _export(config: ClassifyConfig, manifest: RunManifest) -> dict[str, str]:

@@ -149,6 +149,8 @@ def _held_stderr() -> Iterator[None]:
 def _local_settings() -> dict[str, Any]:
     # Nobody reads the metrics here, and their exporter complains when the agent that serves them is late.
     settings: dict[str, Any] = {"include_dashboard": False, "_system_config": {"enable_metrics_collection": False}}
+    # Without it Ray joins a cluster that somebody else runs on this machine.
+    settings["address"] = "local"
     if len(tempfile.gettempdir()) > LONGEST_TEMP_CHARS:
         settings["_temp_dir"] = "/tmp/ray"
     return settings
