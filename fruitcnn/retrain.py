@@ -109,8 +109,13 @@ def retrain(config: RetrainConfig, stages: Stages, say: Say) -> Outcome:
             _make_up(config, uri)
             outcome = _night(config, thresholds, stages, held, say)
         except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
             words = " ".join(str(error).split()) or type(error).__name__
-            held.end("stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed", words)
+            if stopped:
+                words = (
+                    f"stopped from outside at {held.attempt.stage or 'its start'}; the next night goes on from there"
+                )
+            held.end("stopped" if stopped else "failed", words)
             _post_failure(config, uri, words)
             raise
         held.end(outcome.outcome, outcome.words)

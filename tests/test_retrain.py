@@ -167,6 +167,23 @@ def test_a_night_frozen_past_its_lease_publishes_nothing_when_it_wakes(local: Ho
     assert local.story() == before
 
 
+def test_what_a_scheduler_stops_says_so_and_gives_the_lease_back(local: House) -> None:
+    stages = CheapStages()
+
+    def stop() -> None:
+        raise SystemExit(1)
+
+    stages.meanwhile = stop
+    with pytest.raises(SystemExit):
+        local.night(stages)
+    (last,) = lease.read_attempts(local.registry, 1)
+    assert (last.outcome, last.words) == (
+        "stopped",
+        "stopped from outside at compare; the next night goes on from there",
+    )
+    assert local.night().outcome == "promoted"
+
+
 def test_a_decision_by_hand_during_the_night_stops_its_publication(local: House) -> None:
     local.night()
     local.night(num_rows=150)
