@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fruitcnn import charts, evidence, storage
 from fruitcnn.errors import UsageError
 from fruitcnn.evidence import RunRecords
-from fruitcnn.recipe import CompareConfig
+from fruitcnn.recipe import CompareConfig, TrainConfig
 from fruitcnn.wording import FILTERS
 
 _CHARTS = {"Accuracy": charts.accuracy_curves, "Loss": charts.loss_curves}
@@ -33,9 +33,9 @@ def compare(config: CompareConfig) -> list[Compared]:
         found = {storage.normalise(run): _records(run) for run in config.compare}
     with storage.argument("--page"):
         page = storage.normalise(config.page)
-    different = _different_settings([records.config["config"] for records in found.values()])
     names = _short_names(list(found))
-    rows = [_row(name, records, different) for name, records in zip(names, found.values(), strict=True)]
+    told = _told_differently([_settings(records) for records in found.values()])
+    rows = [_row(*each) for each in zip(names, found.values(), told, strict=True)]
     drawn = {name: draw(_curves(list(found.values()), name.lower())) for name, draw in _CHARTS.items()}
     storage.write(page, _render(rows, drawn).encode())
     return rows
@@ -48,10 +48,17 @@ def _records(run: str) -> RunRecords:
         raise UsageError(f"--compare: {run} holds no config.json, wanted a folder that jobs.train wrote") from error
 
 
-def _different_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of what the runs were told differently, where they wrote to left out."""
-    names = dict.fromkeys(name for config in configs for name in config)
-    return [name for name in names if name != "run" and len({str(config.get(name)) for config in configs}) > 1]
+def _settings(records: RunRecords) -> Mapping[str, Any]:
+    """What decided the run's result, and the number of workers; what an earlier version did not know is the default."""
+    defaults = {name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()}
+    found = defaults | records.config["identity"]
+    return {**found, "num_workers": records.config["config"]["num_workers"]}
+
+
+def _told_differently(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each run what it was told differently from the others."""
+    names = [name for name in settings[0] if len({str(each.get(name)) for each in settings}) > 1]
+    return [", ".join(f"{name} {each.get(name)}" for name in names) for each in settings]
 
 
 def _short_names(runs: Sequence[str]) -> list[str]:
@@ -60,16 +67,15 @@ def _short_names(runs: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(runs)
 
 
-def _row(name: str, records: RunRecords, different: Sequence[str]) -> Compared:
+def _row(name: str, records: RunRecords, told: str) -> Compared:
     def last(kind: str, value: str) -> Any:
         found = [line[value] for line in records.metrics if line["kind"] == kind and value in line]
         return found[-1] if found else None
 
-    told = records.config["config"]
     scores = {split: (records.result.get(split) or {}).get("accuracy") for split in ("validation", "test")}
     return Compared(
         name,
-        ", ".join(f"{setting} {told.get(setting)}" for setting in different),
+        told,
         last("train", "images_seen") or 0,
         last("train", "accuracy"),
         scores["validation"] or last("validation", "accuracy"),

@@ -138,9 +138,28 @@ def _fit(config: TrainConfig, facts: Facts, board: Any, called_at: float) -> Non
                 ).fit()
                 return
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+            # Ray's controller ends like this only where Trainer gave up waiting for the start.
+            if isinstance(error, ray.exceptions.RayActorError) and not (failures_left and _has_room(config, cpus)):
+                raise _never_started(config, cpus) from error
             if not failures_left or not is_loss_of_workers(error):
                 raise
             ray.get(board.note.remote(f"a worker was lost; going on from the last checkpoint ({failures_left} left)"))
+
+
+def _has_room(config: TrainConfig, cpus: int) -> bool:
+    """Whether the cluster could hold the workers at all."""
+    num_workers, have = config.min_workers or config.num_workers, ray.cluster_resources()
+    return num_workers * cpus <= have.get("CPU", 0) and (not config.use_gpu or num_workers <= have.get("GPU", 0))
+
+
+def _never_started(config: TrainConfig, cpus: int) -> runs.TrainError:
+    have = ray.cluster_resources()
+    wanted = f"{cpus} CPUs" + (" and a GPU" if config.use_gpu else "")
+    return runs.TrainError(
+        f"--num-workers: got {config.min_workers or config.num_workers}, each with {wanted}, which did not start "
+        f"within {_START_SECONDS} s; the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs: give fewer "
+        "workers, or add nodes"
+    )
 
 
 def _cpus_per_worker(config: TrainConfig) -> int:

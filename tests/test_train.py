@@ -85,3 +85,13 @@ def test_what_the_user_can_mend_is_not_tried_again(dataset: str, tmp_path: Path)
         train(config(dataset, tmp_path / "run", learning_rate=1e30, max_failures=3), silent)
     assert "--learning-rate: got 1e+30" in str(root_cause(caught.value))
     assert time.monotonic() - began < 120
+
+
+def test_workers_that_the_cluster_has_no_room_for_are_said_instead_of_waited_for(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fruitcnn import train as train_module
+
+    monkeypatch.setattr(train_module, "_START_SECONDS", 2)
+    with pytest.raises(runs.TrainError, match=r"--num-workers: got 2, each with 1000 CPUs.*give fewer workers"):
+        train_module.train(config(dataset, tmp_path / "run", num_workers=2, cpus_per_worker=1000), silent)
