@@ -157,8 +157,8 @@ def _never_started(config: TrainConfig, cpus: int) -> runs.TrainError:
     wanted = f"{cpus} CPUs" + (" and a GPU" if config.use_gpu else "")
     return runs.TrainError(
         f"--num-workers: got {config.min_workers or config.num_workers}, each with {wanted}, which did not start "
-        f"within {_START_SECONDS} s; the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs: give fewer "
-        "workers, or add nodes"
+        f"within {_START_SECONDS} s; the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs: give "
+        "fewer workers, or add nodes"
     )
 
 
