@@ -65,6 +65,19 @@ def test_a_preset_fills_what_is_not_given_and_nothing_else() -> None:
     assert config(preset="best", architecture="lenet5").architecture == "lenet5"
 
 
+def test_a_length_of_ones_own_replaces_that_of_the_preset() -> None:
+    assert config(preset="best").num_images(1000) == 30_000
+    assert config(preset="best", images_seen=700).num_images(1000) == 700
+    assert config(preset="best", epochs=2).num_images(1000) == 2000
+
+
+def test_a_range_of_workers_leaves_out_groups_into_which_the_batch_does_not_divide() -> None:
+    elastic = config(num_workers="1:4", global_batch_size=64)
+    assert (elastic.min_workers, elastic.num_workers, elastic.group_sizes()) == (1, 4, [1, 2])
+    assert config(num_workers="1:4", global_batch_size=384).group_sizes() == [1, 2, 3, 4]
+    assert elastic.identity() == config(num_workers=2).identity()
+
+
 def test_every_architecture_can_be_asked_for() -> None:
     for architecture in ARCHITECTURES:
         assert config(architecture=architecture).architecture == architecture
@@ -76,6 +89,8 @@ def test_every_architecture_can_be_asked_for() -> None:
         ({"num_workers": 3}, "got 64 with --num-workers 3, wanted a multiple of 96"),
         ({"num_workers": 4}, r"whole ghosts of --ghost-rows 32\): try --global-batch-size 128"),
         ({"architecture": "resnet9000"}, "small_cnn"),
+        ({"num_workers": "4:1"}, "got 4:1, wanted the smaller one first"),
+        ({"num_workers": "one:4"}, "valid integer"),
         ({"zoom": 1.5}, "less than 1"),
         ({"learning_rat": 1.0}, "learning_rat"),
     ],

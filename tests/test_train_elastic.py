@@ -28,13 +28,15 @@ from jobs.cli import progress
 from tests import recording_work
 
 folder = Path(sys.argv[1])
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+# Its handlers for the end of the process cannot be set from the thread that adds the node.
+head = {"num_cpus": 1, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args=head)
 ray.init(address=cluster.address, log_to_driver=False)
 train.work, train._RESIZE_SECONDS = recording_work.work, 5
 write_dataset(ShardConfig(source="synthetic:4x60", dataset=str(folder / "dataset")), progress)
 config = TrainConfig(
-    dataset=str(folder / "dataset"), run=str(folder / "run"), num_workers=sys.argv[2], images_seen=64 * 800,
-    max_epochs=10_000, num_evaluations=200, checkpoint_seconds=5, optimizer="sgd", learning_rate=1e-3,
+    dataset=str(folder / "dataset"), run=str(folder / "run"), num_workers=sys.argv[2], images_seen=64 * 500,
+    max_epochs=10_000, num_evaluations=100, checkpoint_seconds=5, optimizer="sgd", learning_rate=1e-3,
 )
 
 
@@ -55,11 +57,13 @@ def come_and_go():
 
 if sys.argv[2] != "1":
     threading.Thread(target=come_and_go, daemon=True).start()
-result = train.train(config, progress)
+try:
+    result = train.train(config, progress)
+finally:
+    ray.shutdown()
+    cluster.shutdown()
 steps = sorted((step, world, rank) for rank, world, step, _ in recording_work.taken(config.run))
 print(json.dumps({"result": result["num_steps"], "workers": result["num_workers"], "steps": steps}))
-ray.shutdown()
-cluster.shutdown()
 """
 
 
@@ -74,7 +78,6 @@ def test_a_node_joins_and_leaves_and_the_run_follows(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=1000,
-        env=os.environ | {"RAY_RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
@@ -89,4 +92,4 @@ def test_a_node_joins_and_leaves_and_the_run_follows(tmp_path: Path) -> None:
     rows = np.array(sorted({row for *_, batch in taken for row in batch}))
     for rank, world, step, batch in taken:
         assert batch == rows[order.batch(step, 64)[1][rank_slice(64, rank, world)]].tolist(), "incorrect ids"
-    assert {step for _, _, step, _ in taken} == set(range(800)), "missing steps"
+    assert {step for _, _, step, _ in taken} == set(range(500)), "missing steps"
