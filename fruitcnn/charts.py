@@ -125,6 +125,8 @@ def calibration(points: Sequence[tuple[float, float]]) -> str:
 
 def risk_coverage(curves: Sequence[Sequence[tuple[float, float]]], here: tuple[float, float] | None) -> str:
     """SVG of (coverage, risk) lines, the second one dashed, and the point where the model's limits stand."""
+    from matplotlib.ticker import FuncFormatter
+
     with _style():
         figure, axes = _square()
         looks: tuple[dict[str, Any], ...] = (
@@ -139,6 +141,8 @@ def risk_coverage(curves: Sequence[Sequence[tuple[float, float]]], here: tuple[f
         axes.set_xlabel("answered")
         axes.set_ylabel("of them wrong")
         axes.set_ylim(bottom=0)
+        if axes.get_ylim()[1] < 0.05:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.1f} %"))
         return _svg(figure)
 
 
