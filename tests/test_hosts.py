@@ -27,7 +27,8 @@ CUT_SECONDS = 60.0
 BUCKET = "s3://fruitcnn"
 TRAIN = ["--dataset", f"{BUCKET}/dataset", "--num-workers", "2", "--cpus-per-worker", "1", "--checkpoint-seconds", "5",
          "--images-seen", os.environ.get("FRUITCNN_HOSTS_IMAGES", "60000")]  # fmt: skip
-CLASSIFY = ["--model", f"{BUCKET}/model", "--images", f"{BUCKET}/dataset", "--part-images", "100"]
+CLASSIFY = ["--model", f"{BUCKET}/model", "--images", f"{BUCKET}/dataset", "--split", "test", "--part-images", "50",
+            "--num-actors", "3"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
