@@ -4,6 +4,7 @@ import hashlib
 import threading
 import zipfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,18 @@ def test_two_runs_write_the_same_bytes(folder: str, tmp_path: Path) -> None:
         classifier(str(tmp_path / name), folder).run(0)
     one, other = ((tmp_path / name / "parts" / "part-00000.parquet").read_bytes() for name in ("a", "b"))
     assert one == other
+
+
+def test_one_two_or_four_actors_write_the_same_bytes(folder: str, tmp_path: Path) -> None:
+    written = []
+    for num_actors in (1, 2, 4):
+        out = tmp_path / str(num_actors)
+        actors = [classifier(str(out), folder, part_images=2) for _ in range(num_actors)]
+        with ThreadPoolExecutor(num_actors) as pool:
+            assert all(pool.map(lambda part, actors=actors: actors[part % len(actors)].run(part).books, range(5)))
+        written.append([path.read_bytes() for path in sorted((out / "parts").iterdir())])
+    assert written[0] == written[1] == written[2]
+    assert len(written[0]) == 5
 
 
 def test_what_vanished_since_the_plan_is_a_row(folder: str, tmp_path: Path) -> None:
