@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fruitcnn import charts, evidence, storage
+from fruitcnn import charts, drift, evidence, storage
 from fruitcnn.errors import UsageError
 from fruitcnn.evidence import Evidence, RunRecords, Truth
 from fruitcnn.gate import Verdict
@@ -146,7 +146,7 @@ def _predicted(predictions: str, found: Evidence, manifest: Manifest | None) -> 
         page |= _limited("classes", class_scores(tally.kinds, manifest.classes if manifest else ()))
         shown += tally.worst + [example for _, *both in pairs for example in both if example]
     else:
-        page |= _limited("labels", _labels(found))
+        page |= _limited("labels", _labels(found)) | _drift(found)
     page["pictures"] = evidence.thumbnails(predictions, found.plan, shown) if found.plan else {}
     return page
 
@@ -179,6 +179,13 @@ def _labels(found: Evidence) -> list[tuple[str, int, int]]:
     totals = count_by(found.tally.kinds, "label")
     named = [(label, num, rows[label, "unsure"]) for label, num in totals.items() if label is not None]
     return sorted(named, key=lambda row: (-row[1], row[0]))
+
+
+def _drift(found: Evidence) -> dict[str, Any]:
+    """Label -> share in training, and the distance between the two distributions; nothing where it is not known."""
+    shares = drift.training_shares(found.manifest.model) if found.manifest else None
+    counts = {label: num for label, num in count_by(found.tally.kinds, "label").items() if label is not None}
+    return {"trained": shares, "drift": drift.distance(counts, shares)} if shares and counts else {}
 
 
 def _books(found: Evidence) -> dict[str, Any]:
