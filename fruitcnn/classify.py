@@ -12,7 +12,7 @@ import importlib.metadata
 import re
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -139,10 +139,10 @@ class Run(NamedTuple):
     runtime: str
 
 
-def classify(config: ClassifyConfig, progress: Progress, session: "Session" = nullcontext) -> RunManifest:
+def classify(config: ClassifyConfig, progress: Progress, session: "Session | None" = None) -> RunManifest:
     """Start, continue or, if it is finished, look up the run at config.predictions.
 
-    session opens Ray, once it is known that there is work; by default the session at hand is used.
+    session opens Ray, once it is known that there is work; by default the session at hand is used, or none.
     UsageError: nothing was started. ClassifyError: the store failed for good, the books do not balance, another attempt
     took over, or too many inputs were rejected (then everything is written). StorageError: a URI cannot be used.
     """
@@ -249,7 +249,7 @@ def _reopen(run: Run, manifest: RunManifest | None) -> None:
     predictions.reopen(run.predictions)
 
 
-def _finish(run: Run, started_seconds: float, progress: Progress, session: "Session") -> RunManifest:
+def _finish(run: Run, started_seconds: float, progress: Progress, session: "Session | None") -> RunManifest:
     """Classify what is missing, check the books, and write the manifest."""
     from fruitcnn import predictions
     from fruitcnn.execute import classify_parts

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from fruitcnn.books import ClassifyError, PartBooks
@@ -93,21 +93,22 @@ class Work:
             self.predicted_seconds = round(seconds * self._num_todo / self._num_new, 3)
 
 
-def execute(run: "Run", pending: Sequence[int], take: Callable[[Outcome], None], session: Session) -> None:
+def execute(run: "Run", pending: Sequence[int], take: Callable[[Outcome], None], session: Session | None) -> None:
     """Classify the pending parts; take(outcome) gets each as it is done, from any thread.
 
-    What take raises ends the work: parts under way are finished, and stay.
+    What take raises ends the work: parts under way are finished, and stay. session None: the Ray session at hand, or
+    this process alone.
     """
     witness = find_witness(PlanReader(run.predictions, run.plan).read(pending[0]))
     options = local_options(run.config, witness)
     if not _works_here(run):
-        with session():
+        with session() if session else nullcontext():
             for outcome in _on_ray(run, pending, options):
                 take(outcome)
         return
     here = Actor(run.predictions, run.config.model, run.runtime, options)
     with HeadStart(pending, lambda part: take(here.run(part))) as start:
-        if start.ray_pays():
+        if session and start.ray_pays():
             with session():
                 given = start.hand_over()
                 for outcome in _on_ray(run, given, options) if given else ():
