@@ -37,7 +37,9 @@ _GPU_RUNTIMES = ("tensorflow", "keras")
 _MAX_BLOCKS = 4096  # what the driver keeps track of, however many parts there are
 
 
-def classify_parts(run: "Run", pending: Sequence[int], attempt: int, progress: "Progress", session: Session) -> "Work":
+def classify_parts(
+    run: "Run", pending: Sequence[int], attempt: int, progress: "Progress", session: Session | None
+) -> "Work":
     """All parts of the plan: those found finished, and the pending ones, classified now."""
     finished = sorted(set(range(run.plan.num_parts)).difference(pending))
     found = read_finished(run.predictions, run.plan, finished)

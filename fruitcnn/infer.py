@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fruitcnn import familiar, fetch, images, storage, telemetry
 from fruitcnn.books import PartBooks, part_path
-from fruitcnn.budget import Budget
+from fruitcnn.budget import Budget, return_large_blocks
 from fruitcnn.familiar import Answers, Limits
 from fruitcnn.inputs import Input
 from fruitcnn.parts import PartError, Rows, read_books, rejected_rows, replace_rows, to_bytes, to_table, top
@@ -207,6 +207,7 @@ class Workers:
         self._models: queue.SimpleQueue[Model] = queue.SimpleQueue()
         for model in models:
             self._models.put(model)
+        return_large_blocks()
         self._budget = Budget(options.memory_bytes)
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="batch")
         self._requests = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="request")

@@ -41,9 +41,7 @@ def test_work_that_slows_down_calls_for_ray_later(monkeypatch: pytest.MonkeyPatc
             released.wait(10)
 
     with HeadStart(range(30), work) as start:
-        began = time.monotonic()
         assert start.ray_pays()
-        assert time.monotonic() - began > 0.1
         released.set()
 
 
@@ -62,11 +60,15 @@ def test_an_error_of_a_part_ends_the_work_and_is_raised() -> None:
 
 def test_an_error_elsewhere_stops_the_work_after_the_parts_under_way() -> None:
     done: list[int] = []
+    begun, released = threading.Event(), threading.Event()
 
     def work(part: int) -> None:
-        time.sleep(0.01)
+        begun.set()
+        released.wait(10)
         done.append(part)
 
     with pytest.raises(KeyboardInterrupt), HeadStart(range(100_000), work):
+        begun.wait(10)
+        threading.Timer(0.2, released.set).start()
         raise KeyboardInterrupt
-    assert len(done) <= 2 * head_start.CALLS_PER_ACTOR
+    assert 1 <= len(done) <= head_start.CALLS_PER_ACTOR
