@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 _M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES = -3, 1 << 20
 
 

@@ -67,8 +67,11 @@ def test_an_error_elsewhere_stops_the_work_after_the_parts_under_way() -> None:
         released.wait(10)
         done.append(part)
 
-    with pytest.raises(KeyboardInterrupt), HeadStart(range(100_000), work):
+    def interrupted() -> None:
         begun.wait(10)
         threading.Timer(0.2, released.set).start()
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), HeadStart(range(100_000), work):
+        interrupted()
     assert 1 <= len(done) <= head_start.CALLS_PER_ACTOR
