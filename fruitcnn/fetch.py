@@ -18,6 +18,9 @@ CAUSES = ("not-found", "access-denied", "encrypted", "unreadable")
 MAX_INPUT_BYTES = 512 << 20
 """Larger files are rejected unread (too-large): a film among the pictures must not fill the memory."""
 
+BATCH_BYTES = 16 << 20
+"""A batch is closed once its files hold so much, so that photographs too keep all threads at work."""
+
 _ENCRYPTED_METHOD = -1
 _CHUNK_INPUTS = 32
 _CHUNK_BYTES = 8 << 20
@@ -31,6 +34,21 @@ class Fetched(NamedTuple):
     data: bytes | None
     cause: str | None = None
     detail: str | None = None
+
+
+def cut_batches(inputs: Sequence[Input], batch_size: int) -> Iterator[tuple[int, int]]:
+    """Cut the inputs of a part into ranges of at most batch_size inputs, closed once they hold BATCH_BYTES.
+
+    Pure, so that a part has the same batches wherever it is worked on. Unknown sizes count as nothing.
+    """
+    start, held_bytes = 0, 0
+    for index, item in enumerate(inputs):
+        if index > start and (index - start == batch_size or held_bytes >= BATCH_BYTES):
+            yield start, index
+            start, held_bytes = index, 0
+        held_bytes += max(0, item.size_bytes)
+    if start < len(inputs):
+        yield start, len(inputs)
 
 
 def chunks(inputs: Sequence[Input], first: int, stop: int) -> Iterator[tuple[int, int]]:

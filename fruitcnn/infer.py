@@ -40,9 +40,6 @@ CALLS_PER_ACTOR = 2
 REQUESTS_IN_FLIGHT = 32
 """Ranged and whole reads of S3 that one actor has under way at a time."""
 
-BATCH_BYTES = 16 << 20
-"""A batch is closed once its files hold so much, so that photographs too keep all threads at work."""
-
 
 class Model(Protocol):
     """What frozen.load gives."""
@@ -217,7 +214,7 @@ class Workers:
         waiting: deque[Future[_Batch]] = deque()
         batches: list[_Batch] = []
         try:
-            for start, stop in cut_batches(inputs, self.options.batch_size):
+            for start, stop in fetch.cut_batches(inputs, self.options.batch_size):
                 waiting.append(self._pool.submit(self._classify, self._fetched(inputs, start, stop)))
                 if len(waiting) > 2 * self.options.num_threads:  # what is fetched ahead lies in memory
                     batches.append(waiting.popleft().result())
@@ -279,21 +276,6 @@ class Workers:
             yield model
         finally:
             self._models.put(model)
-
-
-def cut_batches(inputs: Sequence[Input], batch_size: int) -> Iterator[tuple[int, int]]:
-    """Cut the inputs of a part into ranges of at most batch_size inputs, closed once they hold BATCH_BYTES.
-
-    Pure, so that a part has the same batches wherever it is worked on. Unknown sizes count as nothing.
-    """
-    start, held_bytes = 0, 0
-    for index, item in enumerate(inputs):
-        if index > start and (index - start == batch_size or held_bytes >= BATCH_BYTES):
-            yield start, index
-            start, held_bytes = index, 0
-        held_bytes += max(0, item.size_bytes)
-    if start < len(inputs):
-        yield start, len(inputs)
 
 
 def _join(batches: Sequence[_Batch], options: Options) -> Rows:

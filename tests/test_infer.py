@@ -130,14 +130,14 @@ def test_equal_files_of_a_batch_are_inferred_once_and_all_have_their_row(
         assert np.array_equal(rows.probabilities[number], wanted)
 
 
-@given(st.lists(st.integers(-1, 2 * infer.BATCH_BYTES), max_size=60), st.integers(1, 20))
+@given(st.lists(st.integers(-1, 2 * fetch.BATCH_BYTES), max_size=60), st.integers(1, 20))
 def test_batches_cover_a_part_once_and_close_where_they_are_full(sizes: list[int], batch_size: int) -> None:
     inputs = [Input("", f"{number}", 0, size, 0, None, None) for number, size in enumerate(sizes)]
-    cuts = list(infer.cut_batches(inputs, batch_size))
+    cuts = list(fetch.cut_batches(inputs, batch_size))
     assert [index for start, stop in cuts for index in range(start, stop)] == list(range(len(inputs)))
     for start, stop in cuts:
         assert 1 <= stop - start <= batch_size
-        assert sum(max(0, size) for size in sizes[start : stop - 1]) < infer.BATCH_BYTES
+        assert sum(max(0, size) for size in sizes[start : stop - 1]) < fetch.BATCH_BYTES
 
 
 def test_a_part_is_committed_once_and_the_loser_reports_the_winners_file(folder: str, any_prefix: str) -> None:
