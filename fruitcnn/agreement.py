@@ -18,10 +18,11 @@ from fruitcnn.manifest import Manifest
 from fruitcnn.parquet import read_rows
 from fruitcnn.pixels import blocks
 
-MIN_SAME_TOP1 = 0.999
+MIN_SAME_TOP1 = 0.9995
 
 _ROW_GROUPS = 64  # read from the data set for a comparison, of 256 rows each
 _FILES_PER_CALL = 32
+_MAX_FILES = 1000  # compared in the signature that decodes by itself, a tenth as fast as the others
 _ENCODED = "saved model, encoded"
 _DECODED_IN_GRAPH = (b"\xff\xd8\xff", b"\x89PNG")
 
@@ -92,7 +93,8 @@ def _compare_encoded(
     predict: Callable[[list[bytes]], Answers], files: list[bytes], expected: Answers
 ) -> Iterator[Agreement]:
     """Compare on the JPEG and PNG files, in batches; one that TensorFlow cannot decode (CMYK) leaves its batch out."""
-    known = np.array([row for row, data in enumerate(files) if data.startswith(_DECODED_IN_GRAPH)], np.int64)
+    candidates = _evenly(len(files), _MAX_FILES)
+    known = np.array([row for row in candidates if files[row].startswith(_DECODED_IN_GRAPH)], np.int64)
     answers, rows = [], []
     for start in range(0, len(known), _FILES_PER_CALL):
         batch = known[start : start + _FILES_PER_CALL]

@@ -10,6 +10,7 @@ import numpy as np
 
 from fruitcnn.bundle import FrozenModelError
 from fruitcnn.encoded import decode_batch
+from fruitcnn.lite import write_lite
 from fruitcnn.models import build_model
 from fruitcnn.runtimes import ENCODED_SIGNATURE, INPUT, OUTPUT, SCORE, SIGNATURE, import_tensorflow
 
@@ -37,7 +38,7 @@ def write_formats(model: Any, folder: Path) -> None:
     """Write a keras.Model that scored.with_score made, into an existing folder, in all formats.
 
     model.keras and cnn_fruit.weights.h5 for Keras, saved_model/ (signatures serving_default and encoded),
-    frozen_graph.pb and model.onnx, all with the preprocessing after decoding and the softmax inside.
+    frozen_graph.pb, model.onnx and model.tflite, all with the preprocessing after decoding and the softmax inside.
     """
     tf = import_tensorflow()
     model.save(str(folder / "model.keras"))
@@ -48,6 +49,7 @@ def write_formats(model: Any, folder: Path) -> None:
     _write_saved_model(model, answer, folder / "saved_model")
     (folder / "frozen_graph.pb").write_bytes(_frozen_graph(answer.get_concrete_function()).SerializeToString())
     (folder / "model.onnx").write_bytes(_onnx(answer, pixels).SerializeToString())
+    write_lite(folder, SIGNATURE)
 
 
 def _flat(answers: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,11 @@ class FreezeConfig(BaseModel):
     model: str | None = Field(None, description="where the frozen model goes: an empty folder or s3://bucket/prefix")
     check: str | None = Field(None, description="instead of run and model: prove the frozen model at this URI")
     dataset: str | None = Field(None, description="data set to compare on; default the one of the run")
-    num_compared: int = Field(1000, ge=1, description="test images on which all formats are compared with Keras")
+    num_compared: int = Field(
+        100_000,
+        ge=1,
+        description="test images on which all formats are compared with Keras; all of a smaller split",
+    )
     answer_share: float = Field(
         0.99,
         gt=0,

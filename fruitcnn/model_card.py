@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fruitcnn.bundle import Description
+from fruitcnn.snippets import snippets
 
 _FILES = {
     "model.onnx": "ONNX; uint8 `image` (N, H, W, 3) -> `probabilities`, `unlike`; ONNX Runtime, OpenVINO, browsers",
     "saved_model/": "TensorFlow; signatures `serving_default` (uint8 `image`) and `encoded` (JPEG or PNG bytes)",
+    "model.tflite": "LiteRT, for phones; signature `serving_default`, uint8 `image` -> `probabilities`, `unlike`",
     "frozen_graph.pb": "TensorFlow graph without variables; `image:0` -> `probabilities:0`, `unlike:0`",
     "model.keras": "Keras 3, to go on training; opens without fruitcnn",
     "cnn_fruit.weights.h5": "the weights alone",
@@ -108,19 +110,15 @@ def _use(description: Description) -> Iterator[str]:
     yield f"""
 ## Loading it
 
-With fruitcnn, hashes and golden answers checked (`pixels`: uint8, N x {height} x {width} x 3):
+Each of these is whole: run in the folder of the model, beside a `picture.jpg`. `unlike` is a second output of every
+format; the limits are above. With fruitcnn, hashes and golden answers checked (uint8, N x {height} x {width} x 3):
 
-    from fruitcnn import frozen
-    model = frozen.load("MODEL")
-    answers = model.answer(pixels)                     # answers.probabilities, answers.unlike
-    causes = model.causes(answers)                     # None where the answer stands
+```python
+from fruitcnn import frozen
 
-With ONNX Runtime alone:
-
-    session = onnxruntime.InferenceSession("MODEL/model.onnx")
-    probabilities, unlike = session.run(["probabilities", "unlike"], {{"image": pixels}})
-
-With TensorFlow alone, from files:
-
-    answer = tf.saved_model.load("MODEL/saved_model").signatures["encoded"]
-    probabilities = answer(encoded=tf.constant([open("picture.jpg", "rb").read()]))["probabilities"]"""
+model = frozen.load("MODEL")
+answers = model.answer(pixels)  # answers.probabilities, answers.unlike
+causes = model.causes(answers)  # None where the answer stands
+```
+"""
+    yield from (each.markdown() for each in snippets(height, width))

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fruitcnn.bundle import Description
 from fruitcnn.familiar import Answers
+from fruitcnn.lite import LITE, open_lite
 
 Predict = Callable[[npt.NDArray[np.uint8]], Answers]
 
@@ -28,6 +29,7 @@ ENCODED_SIGNATURE, SIGNATURE = "encoded", "serving_default"
 TENSORS: dict[str, dict[str, Any]] = {
     "frozen_graph.pb": {"input": f"{INPUT}:0", "output": f"{OUTPUT}:0", "score": f"{SCORE}:0"},
     "model.onnx": {"input": INPUT, "output": OUTPUT, "score": SCORE},
+    LITE: {"input": INPUT, "output": OUTPUT, "score": SCORE},
     "saved_model": {
         SIGNATURE: {"input": INPUT, "output": OUTPUT, "score": SCORE},
         ENCODED_SIGNATURE: {"input": ENCODED_SIGNATURE, "output": OUTPUT, "score": SCORE},
@@ -148,6 +150,17 @@ def _frozen_graph(folder: Path, _: Description, num_threads: int) -> Predict:
     return lambda pixels: _answers(*(each.numpy() for each in pruned(tf.constant(pixels))))
 
 
+def _litert(folder: Path, description: Description, num_threads: int) -> Predict:
+    answer, lock = open_lite(folder / LITE, description.input_px, num_threads), threading.Lock()
+
+    def predict(pixels: npt.NDArray[np.uint8]) -> Answers:
+        with lock:
+            found = answer(image=pixels)
+        return _answers(found[OUTPUT], found[SCORE])
+
+    return predict
+
+
 def open_encoded(folder: Path) -> Callable[[list[bytes]], Answers]:
     """Return the SavedModel's other signature: N JPEG or PNG files -> Answers; else ValueError."""
     tf = import_tensorflow()
@@ -189,5 +202,6 @@ RUNTIMES: dict[str, Runtime] = {
 FORMATS: dict[str, Runtime] = RUNTIMES | {
     "frozen graph": Runtime("frozen_graph.pb", _frozen_graph),
     "weights": Runtime("cnn_fruit.weights.h5", _weights),
+    "litert": Runtime(LITE, _litert),
 }
 """The runtimes, and what is only proven: formats that a person reads with tools of their own."""

@@ -21,7 +21,7 @@ from tests.frozen_run import CLASSES, INPUT_PX
 
 FILES = (
     "model.json", "golden.npz", "statistics.npz", "MODEL_CARD.md", "model.keras", "cnn_fruit.weights.h5",
-    "frozen_graph.pb", "model.onnx",
+    "frozen_graph.pb", "model.onnx", "model.tflite",
     "saved_model/saved_model.pb", "saved_model/fingerprint.pb", "saved_model/variables/variables.index",
     "saved_model/variables/variables.data-00000-of-00001",
 )  # fmt: skip
@@ -300,7 +300,7 @@ def test_answers_that_are_no_numbers_are_no_golden_answers(answer: float) -> Non
 
 def test_check_proves_every_format(model: Path) -> None:
     proofs = {proof.format: proof for proof in frozen.check(str(model))}
-    assert {*proofs} == {"openvino", "onnxruntime", "tensorflow", "keras", "frozen graph", "weights"}
+    assert {*proofs} == {"openvino", "onnxruntime", "tensorflow", "keras", "frozen graph", "weights", "litert"}
     assert all(proof.problem is None and proof.max_difference <= MAX_DIFFERENCE for proof in proofs.values())
 
 
