@@ -52,9 +52,10 @@ def _run(job: str, *arguments: str) -> float:
     return time.monotonic() - began
 
 
-def _wait(what: Callable[[], bool], seconds: float = 600) -> None:
+def _wait(what: Callable[[], bool], job: "subprocess.Popen[bytes]", seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not what():
+        assert job.poll() is None, "the job ended before the fault"
         assert time.monotonic() < deadline
         time.sleep(0.5)
 
@@ -77,7 +78,7 @@ def test_classification_comes_out_the_same_through_cut_lost_and_headless(three: 
 
     faulted = f"{BUCKET}/predictions-faulted"
     job, began = _start("classify", "--predictions", faulted, *CLASSIFY), time.monotonic()
-    _wait(lambda: bool(_parts(faulted)))
+    _wait(lambda: bool(_parts(faulted)), job)
     three.cut(2)
     three.kill(3)
     print("link of host 2 cut, host 3 killed, with", len(_parts(faulted)), "parts done")
@@ -91,7 +92,7 @@ def test_classification_comes_out_the_same_through_cut_lost_and_headless(three: 
 
     headless = f"{BUCKET}/predictions-headless"
     job = _start("classify", "--predictions", headless, *CLASSIFY)
-    _wait(lambda: bool(_parts(headless)))
+    _wait(lambda: bool(_parts(headless)), job)
     three.kill(1)
     done = len(_parts(headless))
     assert job.wait(300) == 1
@@ -108,13 +109,13 @@ def test_training_survives_a_cut_link_and_a_lost_host(three: Hosts):
     whole, faulted = f"{BUCKET}/run-whole", f"{BUCKET}/run-faulted"
     print("without a fault:", _run("train", "--run", whole, *TRAIN), "s")
     job, began = _start("train", "--run", faulted, *TRAIN), time.monotonic()
-    _wait(lambda: not storage.is_empty(f"{faulted}/checkpoints"))
+    _wait(lambda: not storage.is_empty(f"{faulted}/checkpoints"), job)
     three.cut(2)
     print("link of host 2 cut")
     time.sleep(CUT_SECONDS)
     three.mend(2)
     three.restart(2)
-    _wait(lambda: not storage.is_empty(f"{faulted}/checkpoints"))
+    _wait(lambda: not storage.is_empty(f"{faulted}/checkpoints"), job)
     three.kill(3)
     print("host 3 killed")
     assert job.wait(1200) == 0
