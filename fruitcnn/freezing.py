@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fruitcnn import bundle, checkpoints, duplicates, frozen, runtimes, storage
 from fruitcnn.bundle import Description
 from fruitcnn.errors import UsageError
 from fruitcnn.familiar import Answers, Limits
+from fruitcnn.freeze_config import FreezeConfig
 from fruitcnn.manifest import Manifest, load_manifest
 
 if TYPE_CHECKING:
@@ -40,36 +40,6 @@ _VERSIONS = (
     "tensorflow", "tensorflow-cpu", "tf2onnx",
 )
 # fmt: on
-
-
-class FreezeConfig(BaseModel):
-    """What `python -m jobs.freeze` takes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: str | None = Field(None, description="finished training run: the URI that jobs.train wrote")
-    model: str | None = Field(None, description="where the frozen model goes: an empty folder or s3://bucket/prefix")
-    check: str | None = Field(None, description="instead of run and model: prove the frozen model at this URI")
-    dataset: str | None = Field(None, description="data set to compare on; default the one of the run")
-    num_compared: int = Field(
-        100_000,
-        ge=1,
-        description="test images on which all formats are compared with Keras; all of a smaller split",
-    )
-    answer_share: float = Field(
-        0.99,
-        gt=0,
-        le=1,
-        description="share of familiar pictures that the model shall answer; the others, and what is unlike the "
-        "training pictures, get the status unsure; 1 answers everything",
-    )
-    num_golden: int = Field(32, ge=1, le=1000, description="of them, those kept in the bundle with their answers")
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> FreezeConfig:
-        if bool(self.check) == bool(self.run and self.model) or (self.check and (self.run or self.model)):
-            raise ValueError("give either --run RUN --model MODEL, to freeze, or --check MODEL, to prove one")
-        return self
 
 
 class Run(NamedTuple):

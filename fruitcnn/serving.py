@@ -14,13 +14,15 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fruitcnn.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _APPLICATION = "fruitcnn"
 # What Ray's RAY_SERVE_THROUGHPUT_OPTIMIZED sets, without ports of replicas: our code never blocks the event loop.
@@ -142,6 +144,7 @@ class Replica:
 
     def _batched(self) -> Any:
         """Pixels of one picture -> probabilities and score, in calls with the pictures of whoever else is waiting."""
+        import numpy as np
         from ray import serve
 
         async def predict_all(

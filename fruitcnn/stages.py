@@ -59,7 +59,8 @@ class RayStages:
 
     def freeze(self, challenge: Challenge) -> None:
         """Freeze the best checkpoint."""
-        from fruitcnn.freezing import FreezeConfig, freeze
+        from fruitcnn.freeze_config import FreezeConfig
+        from fruitcnn.freezing import freeze
 
         asked = FreezeConfig(run=challenge.training.run, model=challenge.model, check=None, dataset=challenge.dataset)
         freeze(asked, self.progress)

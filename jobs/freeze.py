@@ -7,8 +7,7 @@ The first freezes the best checkpoint; the same again changes nothing. The secon
 or on S3: the hash of every file, and the golden answers of every format; exit code 1 if one does not hold.
 """
 
-from fruitcnn.bundle import FrozenModelError
-from fruitcnn.freezing import FreezeConfig, freeze
+from fruitcnn.freeze_config import FreezeConfig
 from jobs.cli import progress, run, summary
 
 
@@ -17,6 +16,8 @@ def main(config: FreezeConfig) -> None:
     if config.check:
         _check(config.check)
         return
+    from fruitcnn.freezing import freeze
+
     description = freeze(config, progress)
     rows = {"architecture": description.architecture, "classes": len(description.labels)}
     rows |= {f"{name} accuracy": f"{score['accuracy']:.2%}" for name, score in description.metrics.items()}
@@ -33,6 +34,7 @@ def main(config: FreezeConfig) -> None:
 
 
 def _check(model_uri: str) -> None:
+    from fruitcnn.bundle import FrozenModelError
     from fruitcnn.frozen import check
 
     with progress("check", None, "formats") as update:

@@ -79,7 +79,8 @@ def main(config: PipelineConfig) -> None:
 
 def _steps(config: PipelineConfig, training: TrainConfig, plan: "DatasetPlan", clock: "_Clock") -> dict[str, Any]:
     from fruitcnn.classify import ClassifyConfig, classify
-    from fruitcnn.freezing import FreezeConfig, freeze
+    from fruitcnn.freeze_config import FreezeConfig
+    from fruitcnn.freezing import freeze
     from fruitcnn.report import write_report
     from fruitcnn.shards import write_plan
     from fruitcnn.train import train

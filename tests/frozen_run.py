@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fruitcnn import checkpoints, storage, synthetic
-from fruitcnn.freezing import FreezeConfig, freeze
+from fruitcnn.freeze_config import FreezeConfig
+from fruitcnn.freezing import freeze
 from fruitcnn.images import DEFAULT_MAX_PIXELS
 from fruitcnn.manifest import Manifest, Split, StoredFile, publish
 from fruitcnn.parquet import Row, encode

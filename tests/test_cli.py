@@ -1,5 +1,6 @@
 """What the front of every job promises: one config from four places, messages a person can act on, exit codes."""
 
+import ast
 import resource
 import subprocess
 import sys
@@ -279,6 +280,22 @@ def test_summary_keeps_paths_whole(capsys: pytest.CaptureFixture[str]) -> None:
     summary("data set", {"rows": 61488, "seconds": 1.25}, {"where": path})
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:] == ["data set", "  rows     61,488", "  seconds  1.25", f"  where    {path}"]
+
+
+@pytest.mark.parametrize("job", ENTRY_POINTS)
+def test_help_of_every_job_imports_nothing_that_takes_long(job: str) -> None:
+    # What decides how soon --help answers, however busy the machine is.
+    script = (
+        f"import runpy, sys; sys.argv = ['{job}', '--help']\n"
+        f"try: runpy.run_module('jobs.{job}', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print([name for name in sys.modules if '.' not in name], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", script]
+    answer = subprocess.run(command, cwd=JOBS.parent, capture_output=True, text=True, check=False)
+    assert f"python -m jobs.{job}" in answer.stdout
+    imported = set(ast.literal_eval(answer.stderr.strip().splitlines()[-1]))
+    assert not imported & {"boto3", "cv2", "fastapi", "keras", "matplotlib", "numpy", "pyarrow", "ray", "tensorflow"}
 
 
 @pytest.mark.parametrize("job", ENTRY_POINTS)

@@ -17,7 +17,8 @@ from fruitcnn.agreement import choose_golden, take_sample
 from fruitcnn.bundle import Description, FrozenModelError, read_description
 from fruitcnn.errors import UsageError
 from fruitcnn.familiar import Answers
-from fruitcnn.freezing import FreezeConfig, freeze
+from fruitcnn.freeze_config import FreezeConfig
+from fruitcnn.freezing import freeze
 from fruitcnn.manifest import load_manifest
 from jobs.freeze import main
 from tests import frozen_run

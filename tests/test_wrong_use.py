@@ -24,7 +24,7 @@ from tiny_bundle import write_bundle
 
 from fruitcnn import checkpoints, synthetic
 from fruitcnn.classify import ClassifyConfig, prepare
-from fruitcnn.freezing import FreezeConfig
+from fruitcnn.freeze_config import FreezeConfig
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.shard_config import ShardConfig
 from fruitcnn.shards import write_dataset

@@ -1,0 +1,35 @@
+"""What the freeze job takes: the settings that freezing.py carries out. No numpy here, so that --help is quick."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class FreezeConfig(BaseModel):
+    """What `python -m jobs.freeze` takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str | None = Field(None, description="finished training run: the URI that jobs.train wrote")
+    model: str | None = Field(None, description="where the frozen model goes: an empty folder or s3://bucket/prefix")
+    check: str | None = Field(None, description="instead of run and model: prove the frozen model at this URI")
+    dataset: str | None = Field(None, description="data set to compare on; default the one of the run")
+    num_compared: int = Field(
+        100_000,
+        ge=1,
+        description="test images on which all formats are compared with Keras; all of a smaller split",
+    )
+    answer_share: float = Field(
+        0.99,
+        gt=0,
+        le=1,
+        description="share of familiar pictures that the model shall answer; the others, and what is unlike the "
+        "training pictures, get the status unsure; 1 answers everything",
+    )
+    num_golden: int = Field(32, ge=1, le=1000, description="of them, those kept in the bundle with their answers")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> FreezeConfig:
+        if bool(self.check) == bool(self.run and self.model) or (self.check and (self.run or self.model)):
+            raise ValueError("give either --run RUN --model MODEL, to freeze, or --check MODEL, to prove one")
+        return self
