@@ -25,6 +25,8 @@ from fruitcnn.uploads import LimitBody, openapi_body, read_uploads
 PAGE = Path(__file__).with_name("page")
 BROWSER_FILE = "model.onnx"
 """The one file of the bundle that the page asks for, to run the model in the browser."""
+BROWSER_RUNTIME = PAGE / "vendor" / "ort.wasm.min.mjs"
+"""What runs it there; `make web` fetches it."""
 
 _HEADERS = {
     # wasm-unsafe-eval allows WebAssembly and no eval of text; blob: is the picture that was dropped.
@@ -76,6 +78,7 @@ class About(BaseModel):
     metrics: dict[str, Any] = Field(description="What the training run measured.")
     created_at: str
     browser: dict[str, Any] | None = Field(description="The file that runs in a browser: path, sha256, num_bytes.")
+    has_browser_runtime: bool = Field(description="Whether `make web` has fetched what runs that file in a browser.")
 
 
 class Problem(BaseModel):

@@ -180,6 +180,7 @@ def build_app(config: ServeConfig, model: Any, predict: Any, decoders: ThreadPoo
         limits=model.limits.model_dump(),
         created_at=model.description.created_at.isoformat(),
         browser={"path": endpoints.BROWSER_FILE, **file.model_dump()} if file else None,
+        has_browser_runtime=endpoints.BROWSER_RUNTIME.exists(),
         **config.model_dump(include={"top_k", "min_confidence", "max_body_bytes", "max_pictures", "max_pixels"}),
     )
     rules = Rules(model.labels, model.input_px, config.top_k, config.min_confidence, config.max_pixels, model.limits)

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fruitcnn.endpoints import PAGE
+from fruitcnn.endpoints import BROWSER_RUNTIME
 from fruitcnn.serving import ServeConfig
 from tests import tiny_bundle
 from tests.web_server import serve_without_ray
 
 CHROMIUM = Path("/usr/bin/chromium")
-HAS_VENDOR = (PAGE / "vendor" / "ort.wasm.min.mjs").exists()
-needs_vendor = pytest.mark.skipif(not HAS_VENDOR, reason="make web has not run")
+needs_vendor = pytest.mark.skipif(not BROWSER_RUNTIME.exists(), reason="make web has not run")
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs {CHROMIUM}")
 
@@ -232,7 +231,7 @@ def test_names_and_roles_for_screen_readers(opened: Callable[..., Any]) -> None:
         assert wanted in tree
 
 
-@pytest.mark.skipif(HAS_VENDOR, reason="make web has run")
+@pytest.mark.skipif(BROWSER_RUNTIME.exists(), reason="make web has run")
 def test_without_the_files_of_make_web_the_page_says_so(opened: Callable[..., Any]) -> None:
     page = opened()
     page.wait_for_selector("#local:disabled")

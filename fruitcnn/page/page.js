@@ -33,8 +33,7 @@ async function describe() {
     return;
   }
   byId("about").textContent = `One of ${page.about.labels.length} kinds, or none of them.`;
-  const vendored = page.about.browser && (await fetch("/page/vendor/ort.wasm.min.mjs", { method: "HEAD" })).ok;
-  if (!vendored) {
+  if (!page.about.browser || !page.about.has_browser_runtime) {
     byId("local").disabled = true;
     byId("local-note").textContent = "Not available on this server (built without “make web”): pictures are sent to it.";
   }
