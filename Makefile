@@ -18,7 +18,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench s3 local-cluster web clean
+.PHONY: help setup demo test proofs lint bench s3 local-cluster web clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,10 @@ demo: setup ## run the whole flow offline (SOURCE=..., WORK=...) and say where t
 	$(PYTHON) -m jobs.pipeline --source '$(SOURCE)' --work '$(WORK)' --num-workers 2
 
 test: setup ## run the tests, two processes at a time
-	$(PYTHON) -m pytest -n 2 --dist loadgroup
+	$(PYTHON) -m pytest -n 2 --dist loadgroup -m 'not long'
+
+proofs: setup ## run the tests that take a minute or more each (FRUITCNN_ROUNDS=10: the long way)
+	$(PYTHON) -m pytest -m long
 
 lint: setup ## ruff and mypy
 	$(PYTHON) -m ruff check .

@@ -80,6 +80,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
         kill(process)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_killed_at_random_moments_the_predictions_are_those_of_an_undisturbed_run(
     job: ClassifyConfig, tmp_path: Path

@@ -18,6 +18,7 @@ from fruitcnn import storage
 
 WORK = os.environ.get("FRUITCNN_HOSTS", "")
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.fault,
     pytest.mark.timeout(3000),
     pytest.mark.skipif(not WORK, reason="FRUITCNN_HOSTS=WORK turns it on (root, ten minutes)"),

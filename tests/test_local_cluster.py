@@ -14,7 +14,7 @@ from cluster.local import LocalCluster, local_cluster
 from cluster.local_s3 import LocalS3
 from fruitcnn import storage
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, LONG = "synthetic:2x12", "synthetic:60x400"

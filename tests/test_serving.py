@@ -86,7 +86,7 @@ def test_answers_are_the_model_s_however_many_ask_at_once(server: Server, jpeg_b
 
 @pytest.mark.parametrize("head", ["content-length: 900000000000", "transfer-encoding: chunked"])
 def test_an_endless_body_is_refused_while_it_is_sent(server: Server, head: str) -> None:
-    """A raw socket: the server answers 413 and hangs up, though the body has no end."""
+    """A raw socket: the server answers 413 and hangs up, though the body has no end; who goes on sending is cut off."""
     address = httpx.URL(server.url)
     chunk, num_sent = b"10000\r\n" + bytes(0x10000) + b"\r\n", 0
     with socket.create_connection((address.host, address.port), timeout=20) as connection:
@@ -95,9 +95,13 @@ def test_an_endless_body_is_refused_while_it_is_sent(server: Server, head: str) 
         while not select.select([connection], [], [], 0)[0] and num_sent < 100 * MAX_BODY_BYTES:
             if select.select([connection], [connection], [], 20)[1]:
                 pending = pending or chunk
-                num_this_time = connection.send(pending)
+                try:
+                    num_this_time = connection.send(pending)
+                except (ConnectionResetError, BrokenPipeError):  # hung up between the look and the send
+                    break
                 num_sent, pending = num_sent + num_this_time, pending[num_this_time:]
-        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+        else:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
     assert num_sent < 20 * MAX_BODY_BYTES
 
 

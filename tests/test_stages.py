@@ -86,6 +86,7 @@ def test_a_challenger_that_calls_everything_otherwise_is_rejected_and_the_report
     assert page.count("data:image/png") >= len(flips.pairs())
 
 
+@pytest.mark.long
 @pytest.mark.flow
 @pytest.mark.ray
 @pytest.mark.timeout(600)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(1200)]
 
 SCRIPT = """
 import json, sys, threading, time

@@ -28,7 +28,7 @@ from jobs.cli import progress
 from tests import recording_work
 from tests.test_train import final_weights, silent
 
-pytestmark = [pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(3600)]
 
 NUM_ROUNDS = int(os.environ.get("FRUITCNN_ROUNDS", "2"))
 NUM_STEPS, BATCH = 16 * max(2, NUM_ROUNDS), 64
