@@ -12,6 +12,7 @@ import pytest
 from tests.replica_worker import NUM_ROWS
 
 TIME_LIMIT_SECONDS = 240
+EXACT = 1e-5
 # Rounding differs, and 20 steps magnify it: what a weight may differ by, as a share of how far its array went.
 TOLERANCE = 0.01
 
@@ -26,13 +27,13 @@ def free_ports(number: int) -> list[str]:
     return ports
 
 
-def train(folder: Path, architecture: str, optimizer: str, world_size: int) -> list[dict[str, np.ndarray]]:
-    """Twenty steps in `world_size` processes -> what each rank holds at the end."""
+def train(folder: Path, kind: str, architecture: str, optimizer: str, world_size: int) -> list[dict[str, np.ndarray]]:
+    """The steps of replica_worker's `kind` in `world_size` processes -> what each rank holds at the end."""
     ports, outs = free_ports(world_size), [folder / f"{world_size}-{rank}.npz" for rank in range(world_size)]
     command = [sys.executable, "-m", "tests.replica_worker"]
     processes = [
         subprocess.Popen(
-            [*command, str(outs[rank]), architecture, optimizer, str(rank), str(world_size), *ports],
+            [*command, str(outs[rank]), kind, architecture, optimizer, str(rank), str(world_size), *ports],
             env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         )
         for rank in range(world_size)
@@ -45,6 +46,24 @@ def train(folder: Path, architecture: str, optimizer: str, world_size: int) -> l
     return [dict(np.load(out)) for out in outs]
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("architecture", "optimizer"), [("custom_cnn", "rmsprop"), ("small_cnn", "sgd")])
+def test_two_workers_end_within_1e_5_of_one_process_after_ten_steps(
+    tmp_path: Path, architecture: str, optimizer: str
+) -> None:
+    """Weights, moving averages and losses; without augmentation."""
+    (alone,) = train(tmp_path, "exact", architecture, optimizer, 1)
+    first, second = train(tmp_path, "exact", architecture, optimizer, 2)
+    for name in [name for name in alone if name != "rows"]:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=f"ranks differ in {name}")
+        np.testing.assert_allclose(first[name], alone[name], atol=EXACT, err_msg=f"two and one differ in {name}")
+    # What the tolerance is measured against: every array of the model went ten times as far as the two may differ; the
+    # second half of them all are the optimizer's own, of another size.
+    assert alone["moved"][: len(alone["moved"]) // 2].min() > 10 * EXACT
+    assert alone["losses"][-1] < alone["losses"][0]
+
+
+@pytest.mark.long
 @pytest.mark.timeout(900)
 # Plain momentum: Adam and RMSprop divide by the size of a gradient, and where that is all rounding magnify rounding.
 @pytest.mark.parametrize(("architecture", "group_sizes"), [("custom_cnn", [2]), ("base_cnn", [2, 4])])
@@ -52,11 +71,11 @@ def test_any_number_of_workers_trains_as_one_process_on_the_union_batch(
     tmp_path: Path, architecture: str, group_sizes: list[int]
 ) -> None:
     """With augmentation, dropout, batch statistics, clipping, class weights and averaged weights, over two epochs."""
-    (alone,) = train(tmp_path, architecture, "sgd", 1)
+    (alone,) = train(tmp_path, "everything", architecture, "sgd", 1)
     assert_two_whole_epochs(alone["rows"])
     weights = [name for name in alone if name.isdigit()]
     for size in group_sizes:
-        group = train(tmp_path, architecture, "sgd", size)
+        group = train(tmp_path, "everything", architecture, "sgd", size)
         together = np.concatenate([each["rows"] for each in group], 1)
         np.testing.assert_array_equal(together, alone["rows"], err_msg="incorrect ids: not those of one worker")
         first = group[0]
