@@ -190,7 +190,8 @@ def test_by_keyboard_alone(opened: Callable[..., Any]) -> None:
     page = opened()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "choose"
-    with page.expect_file_chooser() as chooser:
+    page.bring_to_front()  # a page behind others opens no chooser
+    with page.expect_file_chooser(timeout=120_000) as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files([{"name": "a.png", "mimeType": "image/png", "buffer": picture(color="blue")}])
     assert titles(page, 1) == ["blue"]
