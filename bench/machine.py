@@ -1,10 +1,11 @@
 """What the figures were measured on: the machine and the versions."""
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import Any
+
+from fruitcnn import installed
 
 PACKAGES = (
     "fruitcnn",
@@ -34,13 +35,7 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the version of Python and of each installed package that decides the figures."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version()} | installed.versions(PACKAGES)
 
 
 def _cpu_model() -> str:

@@ -25,7 +25,7 @@ _STAGE_INPUTS = 128
 _T = TypeVar("_T")
 
 
-class Forecast(NamedTuple):
+class Estimate(NamedTuple):
     """What a run over num_inputs will take on this machine."""
 
     num_tried: int
@@ -48,7 +48,7 @@ def forecast(
     models: Sequence[Model],
     options: Options,
     seconds: float = SECONDS,
-) -> Forecast:
+) -> Estimate:
     """Try the sample for at most `seconds`; its inputs stand for all num_inputs, which took so long to list."""
     stages = _stages(sample[:_STAGE_INPUTS], models[0], options)
     workers = Workers(models, options)
@@ -62,10 +62,10 @@ def forecast(
     rate = num_tried / max(1e-6, time.monotonic() - started_seconds)
     total_seconds = START_SECONDS + listing_seconds + num_inputs / rate
     memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Forecast(num_tried, rate, total_seconds, memory_bytes, stages)
+    return Estimate(num_tried, rate, total_seconds, memory_bytes, stages)
 
 
-def describe(found: Forecast, num_threads: int) -> dict[str, Any]:
+def describe(found: Estimate, num_threads: int) -> dict[str, Any]:
     """Name -> value, for a person."""
     shares = ", ".join(f"{stage} {seconds * 1e6:,.0f} us" for stage, seconds in found.stage_seconds.items())
     return {

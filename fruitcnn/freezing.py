@@ -6,10 +6,8 @@ images as Keras does before model.json, the last file, is written.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import tempfile
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fruitcnn import bundle, checkpoints, duplicates, frozen, runtimes, storage
+from fruitcnn import bundle, checkpoints, duplicates, frozen, installed, runtimes, storage
 from fruitcnn.bundle import Description
 from fruitcnn.errors import UsageError
 from fruitcnn.familiar import Answers, Limits
@@ -35,7 +33,7 @@ Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 
 _CARD = "MODEL_CARD.md"
 # fmt: off
-_VERSIONS = (
+_PACKAGES = (
     "fruitcnn", "keras", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "openvino", "pillow", "simplejpeg",
     "tensorflow", "tensorflow-cpu", "tf2onnx",
 )
@@ -189,7 +187,7 @@ def _describe(run: Run, dataset: Dataset, split: str, folder: Path, limits: Limi
         metrics={name: result[name] for name in ("validation", "test", "leak_aware") if result.get(name)},
         dataset={"uri": dataset.uri, "version": manifest.version, "manifest_sha256": manifest.sha256},
         training=training,
-        versions=_versions(),
+        versions=installed.versions(_PACKAGES),
         agreement=(),
         compared_split=split,
         created_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
@@ -203,11 +201,3 @@ def _preprocessing() -> dict[str, str]:
 
     source = hashlib.sha256(Path(images.__file__).read_bytes()).hexdigest()
     return {"code": "fruitcnn.images.decode", "sha256": source, "statement": (images.__doc__ or "").strip()}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _VERSIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fruitcnn import checkpoints, event_files, runs, telemetry
+from fruitcnn import checkpoints, event_files, installed, runs, telemetry
 from fruitcnn.feed import Batch, Feed, Pictures
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.replica import EVALUATION_ROWS, Replica, Score
@@ -128,7 +128,7 @@ class Loop:
                 "seconds": {"start": sum(start_seconds.values()), **self.seconds},
                 "start_seconds": start_seconds,
                 "images_per_second": images / max(1e-9, self.seconds["training"]),
-                "versions": runs.versions(),
+                "versions": installed.versions(runs.DECIDING_PACKAGES),
                 "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             },
         )

@@ -249,6 +249,23 @@ class TrainConfig(Augmentation):
         return {name: value for name, value in self.model_dump(mode="json").items() if name not in _EXECUTION}
 
 
+class TrainingChoices(BaseModel):
+    """What a job that trains on the way lets people choose of the training; the preset decides the rest."""
+
+    num_workers: int = Field(1, ge=1, description="number of data-parallel training workers")
+    preset: Literal["speed", "seed", "best"] = Field("speed", description="training recipe: see jobs.train --help")
+    architecture: str | None = Field(None, description="network by name: see jobs.train --help")
+    input_px: int | None = Field(None, description="height and width of the network's input, px")
+    global_batch_size: int | None = Field(None, description="rows of one step over all workers together")
+    images_seen: int | None = Field(None, description="training length in pictures")
+    use_gpu: bool = Field(False, description="one GPU per training worker, mixed precision")
+
+    def training(self, **more: Any) -> TrainConfig:
+        """The config of the training, with what `more` says. Raises ValidationError where the two do not fit."""
+        given = {name: getattr(self, name) for name in TrainingChoices.model_fields}
+        return TrainConfig(**{name: value for name, value in given.items() if value is not None}, **more)
+
+
 class CompareConfig(BaseModel):
     """What `jobs.train --compare` is told."""
 

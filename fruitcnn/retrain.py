@@ -19,13 +19,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
 
-from fruitcnn import gate, lease, notify, registry, storage, versions
+from fruitcnn import lease, notify, registry, storage, versions
 from fruitcnn.errors import UsageError
 from fruitcnn.gate import Verdict
 from fruitcnn.manifest import Manifest
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.registry import Record
 from fruitcnn.retrain_config import RetrainConfig
+from fruitcnn.thresholds import Thresholds, read_thresholds
 
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 Session = Callable[[], AbstractContextManager[None]]
@@ -81,7 +82,7 @@ class Stages(Protocol):
     def freeze(self, challenge: Challenge) -> None:
         """Freeze it to challenge.model."""
 
-    def compare(self, challenge: Challenge, thresholds: gate.Thresholds) -> Comparison:
+    def compare(self, challenge: Challenge, thresholds: Thresholds) -> Comparison:
         """Let both answer the held-out pictures, and judge."""
 
     def report(self, challenge: Challenge, comparison: Comparison, report_uri: str) -> None:
@@ -97,7 +98,7 @@ def retrain(config: RetrainConfig, stages: Stages, say: Say) -> Outcome:
     UsageError and StorageError for what cannot be used; registry.OvertakenError if a person decided meanwhile;
     lease.LeaseLostError if this process was frozen for too long.
     """
-    thresholds = gate.read_thresholds(config.thresholds)
+    thresholds = read_thresholds(config.thresholds)
     with storage.argument("--registry"):
         uri = registry.locate(config.registry)
         try:
@@ -124,7 +125,7 @@ def retrain(config: RetrainConfig, stages: Stages, say: Say) -> Outcome:
     return outcome
 
 
-def _night(config: RetrainConfig, thresholds: gate.Thresholds, stages: Stages, held: lease.Lease, say: Say) -> Outcome:
+def _night(config: RetrainConfig, thresholds: Thresholds, stages: Stages, held: lease.Lease, say: Say) -> Outcome:
     def enter(stage: str) -> None:
         held.enter(stage)
         say(stage)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from fruitcnn.recipe import TrainConfig
-
-_TRAINING = ("num_workers", "preset", "architecture", "input_px", "global_batch_size", "images_seen", "learning_rate",
-             "use_gpu")  # fmt: skip
+from fruitcnn.recipe import TrainConfig, TrainingChoices
 
 
-class RetrainConfig(BaseModel):
+class RetrainConfig(TrainingChoices):
     """What `python -m jobs.retrain` takes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,15 +27,8 @@ class RetrainConfig(BaseModel):
     )
     force: bool = Field(False, description="train whatever came")
     start: Literal["fresh", "warm"] = Field("fresh", description="train afresh, or from the champion's weights")
-    num_workers: int = Field(1, ge=1, description="number of data-parallel training workers")
-    preset: Literal["speed", "seed", "best"] = Field("speed", description="training recipe: see jobs.train --help")
-    architecture: str | None = Field(None, description="network by name: see jobs.train --help")
-    input_px: int | None = Field(None, description="height and width of the network's input, px")
-    global_batch_size: int | None = Field(None, description="rows of one step over all workers together")
-    images_seen: int | None = Field(None, description="training length in pictures")
     learning_rate: float | None = Field(None, description="largest learning rate")
     seed: int = Field(0, ge=0, description="seed of the first challenger; each later one adds 1")
-    use_gpu: bool = Field(False, description="one GPU per training worker, mixed precision")
     thresholds: str | None = Field(None, description="YAML file of what a challenger must show: see README")
     flips: str | None = Field(
         None, description="pictures on which the report shows the labels that change; default the held-out ones"
@@ -55,5 +45,5 @@ class RetrainConfig(BaseModel):
 
     def training(self, **more: Any) -> TrainConfig:
         """The config of the training stage. Raises ValidationError where the two do not fit."""
-        given = {name: getattr(self, name) for name in _TRAINING if getattr(self, name) is not None}
-        return TrainConfig(**given, **more)
+        rate = {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
+        return super().training(**rate, **more)

@@ -18,7 +18,8 @@ from fruitcnn import storage
 from fruitcnn.errors import UsageError
 from fruitcnn.recipe import TrainConfig
 
-_VERSIONS_OF = ("fruitcnn", "ray", "tensorflow", "tensorflow-cpu", "keras", "numpy", "simplejpeg", "pyarrow")
+DECIDING_PACKAGES = ("fruitcnn", "ray", "tensorflow", "tensorflow-cpu", "keras", "numpy", "simplejpeg", "pyarrow")
+"""Packages whose versions decide a run's numbers."""
 
 
 class TrainError(ValueError):
@@ -100,14 +101,3 @@ def own_memory_bytes() -> int:
     """Return the memory that this process alone holds, bytes: mapped files, shared with others, are not counted."""
     resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
     return (int(resident) - int(shared)) * resource.getpagesize()
-
-
-def versions() -> dict[str, str]:
-    """Return the installed versions of what decides a run's numbers."""
-    found = {}
-    for package in _VERSIONS_OF:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -16,6 +16,7 @@ from fruitcnn.manifest import Manifest, load_manifest
 from fruitcnn.paired import Flips
 from fruitcnn.retrain import Challenge, Comparison, Progress, Session
 from fruitcnn.retrain_config import RetrainConfig
+from fruitcnn.thresholds import Thresholds
 
 _SPEED_PICTURES = 512
 _SPEED_ROUNDS = 5
@@ -65,7 +66,7 @@ class RayStages:
         asked = FreezeConfig(run=challenge.training.run, model=challenge.model, check=None, dataset=challenge.dataset)
         freeze(asked, self.progress)
 
-    def compare(self, challenge: Challenge, thresholds: gate.Thresholds) -> Comparison:
+    def compare(self, challenge: Challenge, thresholds: Thresholds) -> Comparison:
         """Classify the held-out pictures with both, read both answers side by side, and judge."""
         new = self._classified(challenge, challenge.model, "challenger", challenge.dataset, "test")
         confidences = paired.confidence_histogram(new)
@@ -137,6 +138,7 @@ class _Answers:
             self._shards = {storage.join(challenge.dataset, shard.path) for shard in shards}
 
     def add(self, part: paired.Part) -> None:
+        """Take in what both models said of the pictures of one part."""
         for name, column in self._columns.items():
             column.append(part.rows[name])
         # The parts of a data set do not cross shards.

@@ -76,6 +76,7 @@ class _Counted:
         self.is_over = self.has_started = False
 
     async def receive(self) -> Message:
+        """The next piece of the body, as ASGI has it; a hang-up once they are too many bytes."""
         if self.is_over:
             return {"type": "http.disconnect"}
         message = await self._receive()
@@ -86,6 +87,7 @@ class _Counted:
         return message
 
     async def send(self, message: Message) -> None:
+        """Pass the answer on, unless the client is to get another one."""
         if self.is_over and not self.has_started:
             return
         self.has_started = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray.train
@@ -19,7 +19,10 @@ from fruitcnn.recipe import TrainConfig
 from fruitcnn.runs import Facts
 from fruitcnn.sampling import Order
 from fruitcnn.schedule import balanced_weights
-from fruitcnn.splits import open_split
+from fruitcnn.splits import SplitRows, open_split
+
+if TYPE_CHECKING:
+    from fruitcnn.loop import Rows
 
 
 def work(job: dict[str, Any]) -> None:
@@ -72,17 +75,23 @@ def work(job: dict[str, Any]) -> None:
         world_size,
     )
     validation = Rows(np.flatnonzero(mask), split.scored, split.labels[mask])
-    tests = {}
-    if tested:
-        tests["test"] = Rows(tested.all_rows, tested.scored, tested.labels)
-        if unseen := {split.groups[row] for row in np.flatnonzero(held)}:
-            rows = np.array([row for row, group in enumerate(tested.groups) if group in unseen], np.int64)
-            tests["leak_aware"] = Rows(rows, tested.scored, tested.labels[rows])
     loop = Loop(config, facts, feed, replica, validation, lambda done, note: board.post.remote(done, note))
     clock.lap("model")
     loop.run()
     clock.lap("first_step", loop.first_step_at or time.time())
-    loop.finish(tests, clock.seconds)
+    unseen = {split.groups[row] for row in np.flatnonzero(held)}
+    loop.finish(_tests(tested, unseen) if tested else {}, clock.seconds)
+
+
+def _tests(tested: SplitRows, unseen: set[str]) -> dict[str, Rows]:
+    """What is scored at the end: the whole test split, and of it the groups of which training held out every frame."""
+    from fruitcnn.loop import Rows
+
+    found = {"test": Rows(tested.all_rows, tested.scored, tested.labels)}
+    if unseen:
+        rows = np.array([row for row, group in enumerate(tested.groups) if group in unseen], np.int64)
+        found["leak_aware"] = Rows(rows, tested.scored, tested.labels[rows])
+    return found
 
 
 class _Clock:

@@ -35,7 +35,10 @@ def parse(
     A field num_workers is --num-workers, FRUITCNN_NUM_WORKERS (empty = not set) and num_workers in the file.
     `--help` prints and raises SystemExit(0). UsageError holds one line for each problem found.
     """
-    fields = config_class.model_fields
+    # What a job adds to a shared config is what its --help is read for: that comes first.
+    fields = dict(
+        sorted(config_class.model_fields.items(), key=lambda field: field[0] not in config_class.__annotations__)
+    )
     found = gather(fields, argv, environ, command, doc)
     values = {name: _split(value) if _is_split(fields[name]) else value for name, (value, _) in found.items()}
     try:

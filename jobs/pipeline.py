@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from fruitcnn import storage
-from fruitcnn.recipe import TrainConfig
+from fruitcnn.recipe import TrainConfig, TrainingChoices
 from jobs.cli import progress, ray_session, run, summary
 
 if TYPE_CHECKING:
     from fruitcnn.shards import DatasetPlan
 
 
-class PipelineConfig(BaseModel):
+class PipelineConfig(TrainingChoices):
     """What `python -m jobs.pipeline` takes; what is left out follows the preset and the other jobs' defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,14 +32,7 @@ class PipelineConfig(BaseModel):
     )
     work: str = Field("work/pipeline", description="where everything goes: a folder or s3://bucket/prefix")
     root: str | None = Field(None, description="folder inside the source that holds Training and Test, if several do")
-    num_workers: int = Field(1, ge=1, description="number of data-parallel training workers")
-    preset: Literal["speed", "seed", "best"] = Field("speed", description="training recipe: see jobs.train --help")
-    architecture: str | None = Field(None, description="network by name: see jobs.train --help")
-    input_px: int | None = Field(None, description="height and width of the network's input, px")
-    global_batch_size: int | None = Field(None, description="rows of one step over all workers together")
-    images_seen: int | None = Field(None, description="training length in pictures")
     seed: int = Field(0, ge=0, description="seed of weights, order and augmentation")
-    use_gpu: bool = Field(False, description="one GPU per training worker, mixed precision")
     runtime: Literal["auto", "openvino", "onnxruntime", "tensorflow"] = Field(
         "auto", description="what runs the frozen model"
     )
@@ -56,9 +49,7 @@ class PipelineConfig(BaseModel):
 
     def train_config(self) -> TrainConfig:
         """Return the config of the training step. Raises ValidationError where the two do not fit."""
-        names = ("num_workers", "preset", "architecture", "input_px", "global_batch_size", "images_seen", "seed")
-        given = {name: getattr(self, name) for name in (*names, "use_gpu") if getattr(self, name) is not None}
-        return TrainConfig(dataset=self.place("dataset"), run=self.place("run"), **given)
+        return self.training(dataset=self.place("dataset"), run=self.place("run"), seed=self.seed)
 
 
 def main(config: PipelineConfig) -> None:

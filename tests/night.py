@@ -21,6 +21,7 @@ from fruitcnn import gate, registry, storage
 from fruitcnn.manifest import Manifest, Split, StoredFile, load_manifest, manifest_uri, publish
 from fruitcnn.retrain import Challenge, Comparison, Outcome, retrain
 from fruitcnn.retrain_config import RetrainConfig
+from fruitcnn.thresholds import Thresholds
 from tests.tiny_bundle import write_bundle
 
 ROWS_A_CLASS = 50
@@ -74,7 +75,7 @@ class CheapStages:
                 storage.upload_directory(made, challenge.model)
         self.say("freeze ends")
 
-    def compare(self, challenge: Challenge, thresholds: gate.Thresholds) -> Comparison:
+    def compare(self, challenge: Challenge, thresholds: Thresholds) -> Comparison:
         self._enter("compare")
         self.meanwhile()
         said = json.loads(Path(challenge.manifest.source).read_text())

@@ -41,3 +41,4 @@ def test_a_resumed_run_takes_back_what_came_after_its_step(any_prefix: str, tmp_
 
 def test_a_run_without_event_files_has_nothing_to_take_back(tmp_path: Path) -> None:
     event_files.cut(str(tmp_path / "new"), 0)
+    assert not (tmp_path / "new").exists()

@@ -11,14 +11,13 @@ from fruitcnn.errors import UsageError
 from fruitcnn.gate import (
     Answers,
     Model,
-    Thresholds,
     Verdict,
     decide,
     decide_first,
     largest_loss,
     mcnemar,
-    read_thresholds,
 )  # fmt: skip
+from fruitcnn.thresholds import Thresholds, read_thresholds
 
 NUM_ROWS, NUM_PAIRS, NUM_CLASSES = 5_000, 200, 120
 LABELS = tuple(f"fruit {number:03d}" for number in range(NUM_CLASSES))

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fruitcnn import gate, registry, storage, versions
+from fruitcnn import registry, storage, versions
 from fruitcnn.manifest import Manifest, Split, StoredFile, publish
 from fruitcnn.parquet import Row, encode
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.retrain import Challenge, retrain
 from fruitcnn.retrain_config import RetrainConfig
 from fruitcnn.stages import RayStages
+from fruitcnn.thresholds import Thresholds
 from jobs.cli import progress
 from jobs.cli import ray_session as session
 from tests.tiny_bundle import LABELS, write_bundle
@@ -69,7 +70,7 @@ def test_a_challenger_that_calls_everything_otherwise_is_rejected_and_the_report
         dataset, manifest, work, training, 1, write_bundle(tmp_path / "champion"), judged_version=1, flips=None
     )
     stages = RayStages(progress, nullcontext)
-    comparison = stages.compare(challenge, gate.Thresholds())
+    comparison = stages.compare(challenge, Thresholds())
     verdict, flips = comparison.verdict, comparison.flips
     assert not verdict.promote
     assert verdict.figures["champion_accuracy"] == 1.0
