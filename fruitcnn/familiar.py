@@ -36,6 +36,11 @@ _ORDINARY = 0.95
 _PRIOR_ROWS = 20
 _TEMPERATURES = (0.05, 20.0)
 _NEVER = 1e30
+_MAX_REACH = 100.0
+"""Largest squared length of a centre, in units of its class. The model takes distances as differences of such lengths
+in float32, and classes that hardly vary lie thousands of units apart: then rounding alone made formats differ by 0.1 %.
+On Fruits-360 it is 18.
+"""
 
 
 class Answers(NamedTuple):
@@ -96,7 +101,8 @@ def measure(features: npt.NDArray[np.floating], labels: Labels) -> Statistics:
     finer = _whitening(projected - centres[nearest])
     matrix, centres, projected = matrix @ finer, centres @ finer, projected @ finer
     distances = ((projected - centres[nearest]) ** 2).sum(axis=1)
-    return Statistics(origin, matrix, centres, _class_scales(distances, classes)[owners])
+    scales = np.maximum(_class_scales(distances, classes)[owners], (centres**2).sum(axis=1) / _MAX_REACH)
+    return Statistics(origin, matrix, centres, scales)
 
 
 def num_directions(num_features: int) -> int:

@@ -38,6 +38,20 @@ def test_any_few_pictures_give_finite_scores(num_rows: int, num_classes: int, se
     assert (scores >= 0).all()
 
 
+@pytest.mark.parametrize("apart", [1.0, 100.0, 10_000.0])
+def test_float32_tells_the_score_however_far_apart_the_classes_lie(apart: float) -> None:
+    """As a model computes it: a difference of squared lengths, which rounding would drown."""
+    random = np.random.default_rng(0)
+    labels = np.arange(200) % 3
+    features = random.normal(0, 1, (200, 24)) + apart * random.normal(0, 1, (3, 24))[labels]
+    origin, matrix, centres, scales = statistics = familiar.measure(features, labels)
+    whitened = (features @ matrix - origin @ matrix).astype(np.float32)
+    near, reach = centres.astype(np.float32), (centres**2).sum(axis=1).astype(np.float32)
+    distances = (whitened**2).sum(axis=1)[:, None] - 2 * whitened @ near.T + reach
+    scores = (distances / scales.astype(np.float32)).min(axis=1)
+    np.testing.assert_allclose(scores, familiar.unlike(features, statistics), atol=1e-3)
+
+
 def test_the_score_is_the_smallest_distance_in_units_of_its_centre() -> None:
     statistics = Statistics(np.zeros(2), np.eye(2), np.array([[0.0, 0.0], [10.0, 0.0]]), np.array([1.0, 4.0]))
     assert familiar.unlike(np.array([[3.0, 0.0], [8.0, 0.0], [10.0, 2.0]]), statistics).tolist() == [9.0, 1.0, 1.0]
