@@ -316,6 +316,8 @@ def interrupted(argv: list[str], when: Callable[[str], bool]) -> Outcome:
         subprocess.Popen(
             [sys.executable, "-m", *argv], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             env=environment,
+            # Whoever runs the tests in the background of a shell ignores SIGINT, and children would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         ) as process
     ):  # fmt: skip
         assert process.stderr is not None
