@@ -28,7 +28,8 @@ def main(folder: str) -> None:
     # Without ghost_rows the network is made of Keras' own layers alone, keras.layers.BatchNormalization among them.
     model = build_model("small_cnn", images.shape[1:3], int(labels.max()) + 1)
     assert any(type(layer) is keras.layers.BatchNormalization for layer in model.layers)
-    optimizer = make_optimizer(TrainConfig(dataset="-", run="-", schedule="constant"), 1)
+    config = TrainConfig(dataset="-", run="-", schedule="constant")
+    optimizer = make_optimizer(config, config.learning_rate)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(), metrics=["accuracy"])
     probe = BATCH * PROBE_STEPS
     _timed_fit(model, images[:probe], labels[:probe], 1)
