@@ -2,12 +2,15 @@
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+
+from fruitcnn.errors import UsageError
 
 # Ray keeps sockets under its temp dir, and a socket's path has at most 107 characters, 60 of them Ray's own.
 LONGEST_TEMP_CHARS = 40
@@ -41,6 +44,8 @@ def ray_session() -> Iterator[None]:
     talkative = bool(os.environ.get("FRUITCNN_TRACEBACK"))
     level = logging.INFO if talkative else logging.ERROR
     local = {} if os.environ.get("RAY_ADDRESS") else _local_settings()
+    if local:
+        _assert_loopback()
     _start({"logging_level": level, "log_to_driver": talkative, **local})
     try:
         yield
@@ -66,6 +71,18 @@ def _wrapped(error: BaseException) -> list[Any]:
         return []
     failures = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", None)]
     return [*failures, getattr(error, "cause", None), getattr(error, "_base_exc", None), error.__cause__]
+
+
+def _assert_loopback() -> None:
+    """Say at once what Ray would wait for without end and without a word: its processes talk over 127.0.0.1."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        raise UsageError(
+            f"this machine does not reach itself at 127.0.0.1 ({error.strerror or error}), and Ray's processes talk "
+            "over it; bring the loopback interface up: ip link set lo up"
+        ) from error
 
 
 def _start(settings: dict[str, Any]) -> None:

@@ -243,6 +243,21 @@ def test_a_wrong_key_is_refused_and_not_shown(
     assert "not-the-secret" not in outcome.said
 
 
+# --- a machine without a network of its own
+
+
+@pytest.mark.fault
+def test_a_machine_that_does_not_reach_itself_is_told_so_at_once(place: Path) -> None:
+    apart = ["unshare", "-n"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a network namespace of its own, whose loopback is down, is not permitted here")
+    command = f"-m jobs.pipeline --source synthetic:4x24 --work {place / NOTHING_WRITTEN}".split()
+    ended = subprocess.run([*apart, sys.executable, *command], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert "ip link set lo up" in ended.stderr
+    assert "raceback" not in ended.stderr
+
+
 # --- a full disk
 
 
