@@ -53,11 +53,19 @@ class Loop:
     """One worker's way through a run."""
 
     def __init__(
-        self, config: TrainConfig, facts: Facts, feed: Feed, replica: Replica, validation: Rows, report: Report
+        self,
+        config: TrainConfig,
+        facts: Facts,
+        feed: Feed,
+        replica: Replica,
+        validation: Rows,
+        report: Report,
+        attempt: int = 1,
     ) -> None:
-        """`report(step, note)` is called on rank 0 after every record."""
+        """`report(step, note)` is called on rank 0 after every record; `attempt` is the start of the group, from 1."""
         self.config, self.facts, self.feed, self.replica = config, facts, feed, replica
         self.validation, self.report, self.is_chief = validation, report, feed.rank == 0
+        self.attempt = attempt
         self.window, self.lines = _Window(), list[dict[str, Any]]()
         self.seconds = dict.fromkeys(_PARTS, 0.0)
         self.writer: checkpoints.Writer | None = None
@@ -177,7 +185,8 @@ class Loop:
         split = {f"{name}_seconds": round(value, 4) for name, value in seconds.items()}
         rate = {"learning_rate": float(self.replica.rate(self.done - 1))}
         steps, total, wait = len(window.losses), sum(seconds.values()), seconds["input"]
-        telemetry.window_done(self.config.run, self.feed.rank, self.done, steps, window.num_rows, total, wait)
+        place = (self.config.run, self.attempt, self.feed.rank, self.done)
+        telemetry.window_done(*place, steps, window.num_rows, total, wait)
         rate["images_per_second"] = round(num_rows / max(1e-9, sum(seconds.values())), 1)
         self._note("train", loss / num_rows, right / num_rows, **rate, **split, memory_bytes=runs.own_memory_bytes())
         if self.is_chief:

@@ -31,15 +31,26 @@ def part_failed(run: str, part: int, attempt: int, error: str) -> None:
 
 
 def window_done(
-    run: str, rank: int, step: int, num_steps: int, num_images: int, seconds: float, input_wait_seconds: float
+    run: str, attempt: int, rank: int, step: int, num_steps: int, num_images: int, seconds: float, waited_seconds: float
 ) -> None:
-    """`num_steps` training steps ended at `step`: this worker's pictures, its time, and its time without a batch."""
+    """`num_steps` training steps ended at `step`: this worker's pictures, its time, and of it that without a batch.
+
+    `attempt` is the start of the worker group, from 1.
+    """
     if _is_actor() and num_steps:
-        step_seconds = (seconds - input_wait_seconds) / num_steps
+        step_seconds = (seconds - waited_seconds) / num_steps
         _count("images", "Pictures worked on.", num_images, "train")
-        _count("input_wait_seconds", "Time a worker had no batch to work on.", input_wait_seconds, "train")
+        _count("input_wait_seconds", "Time a worker had no batch to work on.", waited_seconds, "train")
         _histogram("step_seconds", "A training step without its wait for input.", _STEP_SECONDS, step_seconds, "train")
-        _say("steps", run=run, rank=rank, step=step, images=num_images, seconds=seconds, wait=input_wait_seconds)
+        place = {"run": run, "attempt": attempt, "rank": rank, "step": step}
+        _say("steps", **place, images=num_images, seconds=seconds, wait=waited_seconds)
+
+
+def group_restarted(run: str, attempt: int) -> None:
+    """The workers of a training run were started for the `attempt`th time (from 2), after the loss of one."""
+    if _is_actor():
+        _count("retries", "Tries that came to nothing.", 1, "train")
+        _say("group_restarted", run=run, attempt=attempt)
 
 
 @functools.cache

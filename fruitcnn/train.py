@@ -129,7 +129,7 @@ def _fit(config: TrainConfig, facts: Facts, board: Any, called_at: float) -> Non
                 ray.get(board.begin.remote())
                 Trainer(
                     work,
-                    train_loop_config=job | {"fit_at": time.time()},
+                    train_loop_config=job | {"fit_at": time.time(), "attempt": config.max_failures + 1 - failures_left},
                     backend_config=TensorFlow(),
                     scaling_config=scaling,
                     run_config=ray.train.RunConfig(name="fruitcnn", storage_path=folder),

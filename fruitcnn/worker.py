@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray.train
 
-from fruitcnn import warm
+from fruitcnn import telemetry, warm
 from fruitcnn.manifest import load_manifest
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.runs import Facts
@@ -75,7 +75,11 @@ def work(job: dict[str, Any]) -> None:
         world_size,
     )
     validation = Rows(np.flatnonzero(mask), split.scored, split.labels[mask])
-    loop = Loop(config, facts, feed, replica, validation, lambda done, note: board.post.remote(done, note))
+    if job["attempt"] > 1 and rank == 0:
+        telemetry.group_restarted(config.run, job["attempt"])
+    loop = Loop(
+        config, facts, feed, replica, validation, lambda done, note: board.post.remote(done, note), job["attempt"]
+    )
     clock.lap("model")
     loop.run()
     clock.lap("first_step", loop.first_step_at or time.time())

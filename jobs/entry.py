@@ -10,13 +10,19 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from fruitcnn.errors import UsageError
+from fruitcnn.registry import BASE_VARIABLE
 from jobs.arguments import gather, parse
 from jobs.flags import closest, spelling
 
 _RUNS = re.compile(r"^\s+run\((\w+), main, __doc__", re.MULTILINE)
-_PLACE = re.compile(r"s3://|\bs3 prefix\b|\bURI\b")
-_ELSEWHERE = re.compile(r"[a-z0-9]+://|/|kaggle:|synthetic|registry:")
+_ELSEWHERE = re.compile(r"[a-z0-9]+://|/|kaggle:|synthetic(?![^:])")
 _NOT_SUBMITTED = ("submit",)
+
+PLACES = frozenset(
+    ("model", "images", "predictions", "organise", "since_promotion", "evaluation", "labels", "run", "check", "dataset",
+     "source", "work", "registry", "recent", "thresholds", "flips", "initial_model", "cache_dir")
+)  # fmt: skip
+"""Fields that name a place: a test has every field of text decided on. `root` lies inside a source."""
 
 
 class Entry(NamedTuple):
@@ -58,15 +64,24 @@ def read_arguments(entry: Entry, argv: Sequence[str], environ: Mapping[str, str]
         f"{spelling(name, field)}: got {value!r}, which lies in a folder of this machine; wanted s3://bucket/prefix, "
         "or an absolute path that every node of the cluster reaches"
         for name, field in fields.items()
-        if _PLACE.search(field.description or "")
+        if name in PLACES
         and isinstance(value := getattr(config, name), str)
-        and not _ELSEWHERE.match(value)
+        and value
+        and not _ELSEWHERE.match(value.removeprefix("registry:"))
+        and not _is_known_there(name, value, environ)
     ]
     if relative:
         raise UsageError("\n".join(relative))
     found = gather(fields, argv, environ, command, entry.doc)
     added = {name: value for name, (value, origin) in found.items() if origin != spelling(name, fields[name])}
     return config, _insert(_without_config_file(argv), [_flag(fields, *item) for item in added.items()])
+
+
+def _is_known_there(name: str, value: str, environ: Mapping[str, str]) -> bool:
+    """A registry's bare name where FRUITCNN_REGISTRIES goes along; a file of the code that is sent."""
+    if "/" not in value and (name == "registry" or value.startswith("registry:")):
+        return bool(environ.get(BASE_VARIABLE))
+    return name == "thresholds" and value.startswith("cluster/")
 
 
 def _without_config_file(argv: Sequence[str]) -> list[str]:

@@ -1,10 +1,14 @@
 """jobs.submit against a real cluster on this machine, whose nodes know no key of the bucket: all that is said of it."""
 
+import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,3 +147,73 @@ def test_a_head_that_is_not_there_is_said_in_one_line(cluster: LocalCluster):
     assert code == 2
     assert "--address: nobody answers at http://127.0.0.1:9 (connection refused)" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(("answer", "status"), [(b"\n", "RUNNING"), (b"s\n", "STOPPED")])
+def test_ctrl_c_at_a_terminal_asks_whether_to_detach_or_to_stop(
+    cluster: LocalCluster, s3_prefix: str, answer: bytes, status: str
+):
+    arguments = ["shard", "--follow", "--pass-credentials", "--", "--source", LONG, "--dataset", s3_prefix]
+    following, screen = pty.fork()
+    if not following:
+        os.chdir(ROOT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in background
+        command = [sys.executable, "-m", "jobs.submit", *arguments]
+        os.execve(sys.executable, command, {**os.environ, **cluster.environment})
+    shown = _until_shown(screen, rb"Running entrypoint for job \S+")
+    os.write(screen, b"\x03")
+    shown += _until_shown(screen, rb"\[d\]etach and let it go on, or \[s\]top it\? \[d\] ")
+    os.write(screen, answer)
+    _, code = os.waitpid(following, 0)
+    name = re.findall(rb"submitted (\S+)", shown)[0].decode()
+    assert os.waitstatus_to_exitcode(code) == 130
+    assert status in _run(cluster, "--status", name)[1]
+    _run(cluster, "--stop", name)
+
+
+def _until_shown(screen: int, wanted: bytes) -> bytes:
+    """What the terminal shows until `wanted` has been shown."""
+    shown, deadline = b"", time.monotonic() + 120
+    while not re.search(wanted, shown):
+        assert time.monotonic() < deadline, shown
+        shown += os.read(screen, 65536)
+    return shown
+
+
+def test_prometheus_finds_the_metrics_and_the_workers_log_says_run_part_and_attempt(
+    cluster: LocalCluster, s3_prefix: str
+):
+    work = ["--source", "synthetic:4x20", "--work", f"{s3_prefix}/work", "--images-seen", "2000"]
+    code, output = _run(cluster, "pipeline", "--follow", "--pass-credentials", "--", *work)
+    assert code == 0, output
+    storage.write(f"{s3_prefix}/list.txt", f"{s3_prefix}/no-such.jpg\n".encode())
+    model = ["--model", f"{s3_prefix}/work/model", "--images", f"{s3_prefix}/list.txt"]
+    code, output = _run(
+        cluster, "classify", "--follow", "--pass-credentials", "--", *model, "--predictions", f"{s3_prefix}/p"
+    )
+    assert code == 0, output
+
+    wanted = ['images_total{.*job="train"', 'images_total{.*job="classify"', 'rejected_total{.*job="classify"',
+              'input_wait_seconds_total{.*job="train"', 'step_seconds_count{.*job="train"',
+              'part_seconds_count{.*job="classify"']  # fmt: skip
+    deadline = time.monotonic() + 60
+    while missing := [name for name in wanted if not re.search(f"ray_fruitcnn_{name}", text := _scraped(cluster))]:
+        assert time.monotonic() < deadline, (missing, re.findall("ray_fruitcnn.*", text))
+        time.sleep(2)
+
+    logs = "\n".join(file.read_text(errors="replace") for file in cluster.folder.rglob("worker-*.err"))
+    events = [json.loads(line) for line in logs.splitlines() if line.startswith('{"time"')]
+    assert {"run", "part", "attempt", "images", "rejected"} <= next(e for e in events if e["event"] == "part").keys()
+    assert {"run", "rank", "step", "attempt", "wait"} <= next(e for e in events if e["event"] == "steps").keys()
+
+
+def _scraped(cluster: LocalCluster) -> str:
+    """What Prometheus gets: it finds the nodes' addresses in the file that the head keeps for it."""
+    file = cluster.folder / "head" / "prom_metrics_service_discovery.json"
+    targets = [target for group in json.loads(file.read_text()) for target in group["targets"]]
+    assert len(targets) >= len(cluster.nodes)
+    answers = []
+    for target in targets:
+        with urllib.request.urlopen(f"http://{target}/metrics", timeout=30) as answer:
+            answers.append(answer.read().decode())
+    return "\n".join(answers)

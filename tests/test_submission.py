@@ -134,6 +134,42 @@ def test_every_job_can_be_submitted_and_knows_its_places():
             entry.read_arguments(entry.load(name), given[name], {})
 
 
+NO_PLACES = {"split", "max_rejected", "cause", "architecture", "root", "reason", "notify", "host"}
+
+
+def test_every_field_of_text_is_a_place_or_is_not():
+    for name in entry.names():
+        texts = {
+            field
+            for field, info in entry.load(name).config_class.model_fields.items()
+            if "str" in str(info.annotation) and "Literal" not in str(info.annotation)
+        }
+        assert texts <= entry.PLACES | NO_PLACES, name
+
+
+@pytest.mark.parametrize(
+    ("job", "given", "flag"),
+    [
+        ("retrain", ["--source", "pictures", "--dataset", "s3://b/d", "--registry", "s3://b/r"], "--source"),
+        ("registry", ["promote", "--registry", "s3://b/r", "--reason", "x", "--model", "work/model"], "--model"),
+        ("freeze", ["--run", "s3://b/r", "--model", "s3://b/m", "--dataset", "work/dataset"], "--dataset"),
+        ("classify", ["--model", "registry:prod@champion", "--images", "/i", "--predictions", "/p"], "--model"),
+        ("shard", ["--source", "synthetics/zip", "--dataset", "s3://b/d"], "--source"),
+    ],
+)
+def test_a_place_on_this_machine_is_refused(job: str, given: list[str], flag: str):
+    with pytest.raises(UsageError, match=f"^{flag}: got .* folder of this machine"):
+        entry.read_arguments(entry.load(job), given, {})
+
+
+def test_what_goes_along_may_be_relative():
+    registries = {"FRUITCNN_REGISTRIES": "s3://b/registries"}
+    entry.read_arguments(entry.load("registry"), ["list", "--registry", "prod"], registries)
+    assert submission.variables(registries, pass_credentials=False)[0]["FRUITCNN_REGISTRIES"] == "s3://b/registries"
+    given = ["--source", "synthetic:3x4", "--dataset", "s3://b/d", "--registry", "s3://b/r"]
+    entry.read_arguments(entry.load("retrain"), [*given, "--thresholds", "cluster/retrain/gate.yaml"], {})
+
+
 def test_arguments_are_checked_by_the_jobs_own_config():
     with pytest.raises(UsageError, match="--num-worker: no such argument; did you mean --num-workers"):
         entry.read_arguments(
