@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ _NO_SEAL = "0" * 64
 
 class FrozenModelError(ValueError):
     """A frozen model that must not be used, or cannot be made; the message names the file or the runtime."""
+
+
+class SchemaError(FrozenModelError):
+    """A frozen model that an older or a newer version of this library wrote; it need not be damaged."""
 
 
 class _Model(BaseModel):
@@ -96,7 +100,8 @@ class Description(_Model):
 def read_description(model_uri: str) -> tuple[Description, str]:
     """Return what model.json says and the model hash (sha256 of its bytes).
 
-    FrozenModelError if there is none, if it was changed after it was written, or if it is of another schema version.
+    FrozenModelError if there is none, or if it was changed after it was written; SchemaError if it is of another schema
+    version.
     """
     uri = storage.join(storage.normalise(model_uri), DESCRIPTION)
     try:
@@ -113,16 +118,23 @@ def check_files(model_uri: str, description: Description, names: Iterable[str]) 
 
     A file too many in a sub-folder is refused as well.
     """
-    model_uri, names = storage.normalise(model_uri), list(names)
-    for name in names:
-        uri = storage.join(model_uri, name)
-        found = _digest(uri)
-        if found is None:
-            raise FrozenModelError(f"{uri}: missing, although model.json lists it; {_REMEDY}")
-        if found != description.files[name].sha256:
-            raise FrozenModelError(f"{uri}: its sha256 is not the one in model.json: damaged or changed; {_REMEDY}")
-    for folder in sorted({name.split("/")[0] for name in names if "/" in name}):
-        _refuse_strangers(model_uri, description, folder)
+    _check(storage.normalise(model_uri), description.files, list(names))
+
+
+def check_bytes(model_uri: str) -> str:
+    """Compare all files with their hashes, whatever the schema version; returns the model hash. Errors as check_files.
+
+    Of an older version nothing else is known: whether its model.json was changed, the model hash tells.
+    """
+    try:
+        description, model_hash = read_description(model_uri)
+        files = description.files
+    except SchemaError:
+        text = storage.read(storage.join(storage.normalise(model_uri), DESCRIPTION))
+        model_hash = hashlib.sha256(text).hexdigest()
+        files = {name: StoredFile.model_validate(each) for name, each in json.loads(text).get("files", {}).items()}
+    _check(storage.normalise(model_uri), files, list(files))
+    return model_hash
 
 
 def fetch(
@@ -166,7 +178,7 @@ def _parse(text: bytes, uri: str) -> Description:
     if version != SCHEMA_VERSION:
         older = isinstance(version, int) and version < SCHEMA_VERSION
         remedy = "freeze its run again into another folder" if older else "use the fruitcnn that wrote it"
-        raise FrozenModelError(f"{uri}: got schema version {version!r}, wanted {SCHEMA_VERSION}: {remedy}")
+        raise SchemaError(f"{uri}: got schema version {version!r}, wanted {SCHEMA_VERSION}: {remedy}")
     seal = said.get("seal")
     unsealed = text.replace(str(seal).encode(), _NO_SEAL.encode(), 1)
     if hashlib.sha256(unsealed).hexdigest() != seal:
@@ -202,8 +214,20 @@ def _copy(uri: str, path: str, stored: StoredFile) -> None:
     storage.write(path, data)
 
 
-def _refuse_strangers(model_uri: str, description: Description, folder: str) -> None:
+def _check(model_uri: str, files: Mapping[str, StoredFile], names: Sequence[str]) -> None:
+    for name in names:
+        uri = storage.join(model_uri, name)
+        found = _digest(uri)
+        if found is None:
+            raise FrozenModelError(f"{uri}: missing, although model.json lists it; {_REMEDY}")
+        if found != files[name].sha256:
+            raise FrozenModelError(f"{uri}: its sha256 is not the one in model.json: damaged or changed; {_REMEDY}")
+    for folder in sorted({name.split("/")[0] for name in names if "/" in name}):
+        _refuse_strangers(model_uri, files, folder)
+
+
+def _refuse_strangers(model_uri: str, files: Mapping[str, StoredFile], folder: str) -> None:
     """Refuse files in a sub-folder that model.json does not list: TensorFlow would read them all the same."""
     for entry in storage.list_files(storage.join(model_uri, folder)):
-        if entry.uri.removeprefix(model_uri).strip("/") not in description.files:
+        if entry.uri.removeprefix(model_uri).strip("/") not in files:
             raise FrozenModelError(f"{entry.uri}: not one of the files that model.json lists; remove it")

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol
 
-from fruitcnn import lease, notify, registry, storage, versions
+from fruitcnn import bundle, due, lease, notify, registry, storage, versions
+from fruitcnn.due import Drift
 from fruitcnn.errors import UsageError
 from fruitcnn.gate import Verdict
 from fruitcnn.manifest import Manifest
@@ -88,7 +89,7 @@ class Stages(Protocol):
     def report(self, challenge: Challenge, comparison: Comparison, report_uri: str) -> None:
         """Write the report."""
 
-    def drift(self, config: RetrainConfig, confidences: list[int]) -> float:
+    def drift(self, config: RetrainConfig, log: Sequence[Record], model_hash: str) -> Drift:
         """How far the confidences of recent predictions are from those of the champion's held-out pictures."""
 
 
@@ -135,9 +136,9 @@ def _night(config: RetrainConfig, thresholds: Thresholds, stages: Stages, held: 
     log = registry.read_log(held.registry)[: held.base]
     with storage.argument("--dataset"):
         dataset = storage.normalise(config.dataset)
-    reason = due(config, log, dataset, manifest, _drift(config, stages, log))
+    reason = due.reason(config, log, dataset, manifest, _drift(config, stages, held, log, say))
     if reason is None:
-        last = judged(log, dataset)
+        last = due.judged(log, dataset)
         return Outcome("nothing new", f"version {manifest.version} of the data set was judged in record "
                        f"{last.number if last else 0}; nothing to train")  # fmt: skip
     challenge = _challenge(config, log, dataset, manifest, held.registry)
@@ -175,43 +176,30 @@ def _publish(held: lease.Lease, challenge: Challenge, comparison: Comparison, mo
     return Outcome("rejected", registry.in_words(record), record, more["report"])
 
 
-# --- whether it is time
-
-
-def judged(log: Sequence[Record], dataset: str) -> Record | None:
-    """The newest decision about a challenger that was trained on this data set."""
-    found = [record for record in log if record.evidence.get("dataset") == dataset]
-    return found[-1] if found else None
-
-
-def due(
-    config: RetrainConfig, log: Sequence[Record], dataset: str, manifest: Manifest, drift: float | None
-) -> str | None:
-    """Why a challenger is to be trained now, in words; None: it is not."""
-    last = judged(log, dataset)
-    if registry.champion(log) is None:
-        return "there is no champion yet"
-    if config.force:
-        return "asked for with --force"
-    num_rows = manifest.split("train").num_rows
-    num_new = num_rows - (last.evidence["num_train_rows"] if last else 0)
-    if num_new >= config.min_new_images:
-        return f"{num_new:,} new training pictures"
-    decided = [record for record in log if record.kind in ("promoted", "rejected")]
-    age = datetime.datetime.now(datetime.UTC) - decided[-1].created_at
-    if config.max_age_days and age > datetime.timedelta(days=config.max_age_days):
-        return f"the last decision is {age.total_seconds() / 86_400:.1f} days old"
-    if drift is not None and drift > config.max_drift:
-        return f"recent predictions drifted by {drift:.2f}"
-    return None
-
-
-def _drift(config: RetrainConfig, stages: Stages, log: Sequence[Record]) -> float | None:
-    """How far recent predictions are from what the champion was judged on, where both are known."""
-    chosen = [record for record in log if record.version == registry.champion(log) and record.evidence]
-    if config.recent is None or not chosen:
+def _drift(config: RetrainConfig, stages: Stages, held: lease.Lease, log: Sequence[Record], say: Say) -> Drift | None:
+    """How far recent predictions are from what the champion was judged on, if that was asked for."""
+    champion = registry.champion(log)
+    if config.recent is None or champion is None:
         return None
-    return stages.drift(config, chosen[-1].evidence["confidences"])
+    drift = stages.drift(config, log, versions.read(held.registry, champion).model_hash)
+    say(drift.words)
+    return drift
+
+
+def _require_comparable(uri: str, champion: int, champion_uri: str) -> None:
+    """RegistryError, before hours go into training, if this version of the library cannot open the champion."""
+    try:
+        bundle.read_description(champion_uri)
+    except bundle.SchemaError as error:
+        said = storage.read_json(storage.join(champion_uri, bundle.DESCRIPTION))
+        run = said.get("training", {}).get("run", "RUN")
+        if not storage.exists(storage.join(run, "result.json")):
+            run = "RUN (its own is gone: train one with jobs.train)"
+        raise registry.RegistryError(
+            f"the champion, version {champion}, cannot be compared with a challenger: {error}. Nothing was trained. Do "
+            f"once, and the next night goes on:\npython -m jobs.freeze --run {run} --model work/refrozen\n"
+            f"python -m jobs.registry promote --registry {uri} --model work/refrozen --reason 'frozen again'"
+        ) from error
 
 
 def _challenge(
@@ -221,6 +209,8 @@ def _challenge(
         raise UsageError(f"--dataset: {dataset} has no test split, on which champion and challenger are compared")
     champion = registry.champion(log)
     champion_uri = registry.version_uri(registry_uri, champion) if champion else None
+    if champion and champion_uri:
+        _require_comparable(registry_uri, champion, champion_uri)
     # A challenger that was decided on is never trained again: with another seed the next one gets its own chance.
     num_decided = sum(record.kind in ("promoted", "rejected") for record in log)
     training = config.training(dataset=dataset, run="", seed=config.seed + num_decided)

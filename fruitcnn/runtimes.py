@@ -180,7 +180,9 @@ def keras_predict(model: Any) -> Predict:
     """Return the Predict of a Keras model that scored.with_score made."""
     tf = import_tensorflow()
     signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)]
-    compiled = tf.function(lambda image: model(image, training=False), signature, autograph=False)
+    # Traced here once and for all: TensorFlow counts the first calls of many models as one function traced many times.
+    traced = tf.function(lambda image: model(image, training=False), signature, autograph=False)
+    compiled = traced.get_concrete_function()
 
     def predict(pixels: npt.NDArray[np.uint8]) -> Answers:
         found = compiled(tf.constant(pixels))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
-from fruitcnn import frozen, gate, paired, storage
+from fruitcnn import due, frozen, gate, paired, storage
 from fruitcnn.classify import ClassifyConfig, classify
+from fruitcnn.due import Drift
 from fruitcnn.evidence import Truth
 from fruitcnn.manifest import Manifest, load_manifest
 from fruitcnn.paired import Flips
+from fruitcnn.registry import Record
 from fruitcnn.retrain import Challenge, Comparison, Progress, Session
 from fruitcnn.retrain_config import RetrainConfig
 from fruitcnn.thresholds import Thresholds
@@ -35,10 +37,13 @@ class RayStages:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _open(self) -> None:
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """The Ray session, left open for the stages that follow."""
         if not self._is_open:
             self._stack.enter_context(self._session())
             self._is_open = True
+        yield
 
     def take_in(self, config: RetrainConfig) -> Manifest:
         """Only files that the data set does not know yet are read."""
@@ -48,15 +53,14 @@ class RayStages:
         plan = plan_dataset(ShardConfig(source=config.source, dataset=config.dataset, root=config.root))
         if plan.base and not plan.records:
             return plan.base
-        self._open()
-        return write_plan(plan, self.progress)
+        with self._opened():
+            return write_plan(plan, self.progress)
 
     def train(self, challenge: Challenge) -> None:
         """Train, or go on from the last checkpoint."""
         from fruitcnn.train import train
 
-        self._open()
-        train(challenge.training, self.progress)
+        train(challenge.training, self.progress, self._opened)
 
     def freeze(self, challenge: Challenge) -> None:
         """Freeze the best checkpoint."""
@@ -100,19 +104,16 @@ class RayStages:
             decision=Decision(comparison.verdict, challenge.champion, challenge.flips, comparison.flips),
         )
 
-    def drift(self, config: RetrainConfig, confidences: list[int]) -> float:
+    def drift(self, config: RetrainConfig, log: Sequence[Record], model_hash: str) -> Drift:
         """Compare the confidences of --recent with those of the champion's held-out pictures."""
-        assert config.recent, "asked for"
-        with storage.argument("--recent"):
-            return paired.drift(confidences, paired.confidence_histogram(storage.normalise(config.recent)))
+        return due.measure_drift(config, log, model_hash)
 
     def _classified(self, challenge: Challenge, model: str, who: str, images: str, split: str | None) -> str:
         """Where the predictions of `model` lie, made now if they were not yet."""
         what = "held-out" if split else "flips"
         predictions = storage.join(challenge.work, f"{what}-{who}")
         asked = ClassifyConfig(model=model, images=images, split=split, predictions=predictions)
-        self._open()
-        classify(asked, self.progress)
+        classify(asked, self.progress, self._opened)
         return predictions
 
     def _flips(self, challenge: Challenge, images: str) -> Flips:

@@ -153,8 +153,7 @@ def _problem(registry_uri: str, version: int) -> str | None:
     uri = registry.version_uri(registry_uri, version)
     try:
         entry = read(registry_uri, version)
-        frozen.verify(uri)
-        if bundle.read_description(uri)[1] != entry.model_hash:
+        if bundle.check_bytes(uri) != entry.model_hash:
             return f"{uri}: holds another model than {_entry_uri(registry_uri, version)} says"
     except (ValueError, storage.StorageError) as error:
         return str(error)
@@ -196,9 +195,14 @@ def _collect(held: lease.Lease, reason: str, before: datetime.datetime) -> list[
 
 
 def _decided_work(registry_uri: str, log: Sequence[Record], before: datetime.datetime) -> set[str]:
-    """Work folders whose challenger was decided on before a moment."""
-    decided = {str(record.evidence["work"]) for record in log if record.evidence.get("work")
-               and record.created_at < before}  # fmt: skip
+    """Work folders whose challenger was decided on before a moment; the champion's stays, to be frozen again."""
+    decided = {
+        str(record.evidence["work"])
+        for record in log
+        if record.evidence.get("work")
+        and record.created_at < before
+        and not (record.kind == "promoted" and record.version == registry.champion(log))
+    }
     root = storage.join(registry_uri, "work")
     there = {entry.uri[len(root) + 1 :].split("/")[0] for entry in storage.list_files(root)}
     return there & decided

@@ -11,14 +11,16 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fruitcnn import gate, registry, storage
+from fruitcnn import due, gate, registry, storage
+from fruitcnn.due import Drift
 from fruitcnn.manifest import Manifest, Split, StoredFile, load_manifest, manifest_uri, publish
+from fruitcnn.registry import Record
 from fruitcnn.retrain import Challenge, Comparison, Outcome, retrain
 from fruitcnn.retrain_config import RetrainConfig
 from fruitcnn.thresholds import Thresholds
@@ -101,9 +103,11 @@ class CheapStages:
         storage.write(report_uri, comparison.verdict.reason.encode())
         self.say("report ends")
 
-    def drift(self, config: RetrainConfig, confidences: list[int]) -> float:
-        assert confidences == [1, 2, 3]
-        return self.recent_drift
+    def drift(self, config: RetrainConfig, log: Sequence[Record], model_hash: str) -> Drift:
+        chosen = due.promotion(log)
+        assert chosen
+        assert chosen.evidence["confidences"] == [1, 2, 3]
+        return Drift(self.recent_drift, "recent predictions drifted", self.recent_drift > config.max_drift)
 
 
 def _manifest(said: dict[str, Any], version: int) -> Manifest:

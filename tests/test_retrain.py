@@ -1,8 +1,11 @@
 """retrain.py: nights that nobody watches. Cheap stages; the registry, the lease, the gate and the kills are real."""
 
+import datetime
+import hashlib
 import http.server
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from fruitcnn import lease, registry, storage, versions
 from fruitcnn.errors import UsageError
 from fruitcnn.retrain import Outcome
 from tests.night import CheapStages, night, world
+from tests.tiny_bundle import write_bundle
 
 ROOT = Path(__file__).parent.parent
 LEASE_SECONDS = 1.0
@@ -233,16 +237,36 @@ def test_each_challenger_has_a_seed_of_its_own_and_a_killed_one_keeps_it(local: 
     assert [storage.read_json(run)["seed"] for run in runs] == [0, 1, 2]
 
 
-def test_gc_clears_the_work_of_decided_challengers_and_keeps_all_champions(local: House) -> None:
-    import datetime
-
+def test_gc_clears_the_work_of_decided_challengers_but_the_champions_and_keeps_all_champions(local: House) -> None:
     local.night()
     local.night(num_rows=150)
-    done = versions.collect(local.registry, "old", datetime.timedelta())
-    assert len(done) == 2
-    assert storage.is_empty(storage.join(local.registry, "work"))
+    works = [f"work/{record.evidence['work']}" for record in local.log()]
+    assert versions.collect(local.registry, "old", datetime.timedelta()) == works[:1]
+    assert storage.exists(storage.join(local.registry, works[1], "run", "result.json"))
     assert not [finding for finding in versions.verify(local.registry) if finding.problem]
     assert local.night().outcome == "nothing new"
+
+
+def test_a_champion_of_an_older_schema_stops_the_night_before_it_trains_and_says_what_to_do(
+    local: House, tmp_path: Path
+) -> None:
+    local.night()
+    run = storage.join(local.registry, "work", local.log()[0].evidence["work"], "run")
+    older = tmp_path / "older"
+    write_bundle(older)
+    said = json.loads((older / "model.json").read_text()) | {"schema_version": 1, "training": {"run": run}}
+    text = json.dumps(said).encode()
+    shutil.copytree(older, registry.version_uri(local.registry, 1), dirs_exist_ok=True)
+    Path(registry.version_uri(local.registry, 1), "model.json").write_bytes(text)
+    entry = versions.read(local.registry, 1).model_copy(
+        update={"seal": "0" * 64, "model_hash": hashlib.sha256(text).hexdigest()}
+    )
+    Path(local.registry, "versions", "000001.json").write_bytes(registry.sealed(entry.model_dump_json(indent=1)))
+    with pytest.raises(registry.RegistryError, match="cannot be compared.*got schema version 1") as stopped:
+        local.night(num_rows=150)
+    assert f"jobs.freeze --run {run} --model" in str(stopped.value)
+    assert not [finding for finding in versions.verify(local.registry) if finding.problem]  # old, but not damaged
+    versions.promote(local.registry, versions.add(local.registry, write_bundle(tmp_path / "refrozen")), "frozen again")
 
 
 class Hook(http.server.BaseHTTPRequestHandler):
