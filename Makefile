@@ -31,8 +31,14 @@ demo: setup ## run the whole flow offline (SOURCE=..., WORK=...) and say where t
 test: setup ## run the tests, two processes at a time
 	$(PYTHON) -m pytest -n 2 --dist loadgroup -m 'not long'
 
-proofs: setup ## run the tests that take a minute or more each (FRUITCNN_ROUNDS=10: the long way)
-	$(PYTHON) -m pytest -m long
+proofs: setup .mlflow/bin/mlflow ## run the tests that take a minute or more each (FRUITCNN_ROUNDS=10: the long way)
+	FRUITCNN_MLFLOW=.mlflow/bin/mlflow $(PYTHON) -m pytest -m long
+
+# A real MLflow server for one of the proofs. It pins other versions than we do, so it lives apart; its client is an extra.
+.mlflow/bin/mlflow: | setup
+	@set -e; uv=$$(command -v uv || echo .uv/bin/uv); \
+	"$$uv" sync --frozen --inexact --extra '$(EXTRA)' --extra mlflow; \
+	"$$uv" venv --python $(PYTHON) --clear .mlflow; "$$uv" pip install --python .mlflow/bin/python 'mlflow~=3.17'
 
 lint: setup ## ruff and mypy
 	$(PYTHON) -m ruff check .

@@ -85,8 +85,9 @@ def _rollback(config: RegistryConfig, uri: str) -> None:
 
 
 def _say_record(uri: str, record: registry.Record) -> None:
-    from fruitcnn import chronicle
+    from fruitcnn import chronicle, tracking
 
+    tracking.follow(uri)
     summary("registry", {f"record {record.number}": chronicle.line(record)}, {"champion": f"registry:{uri}@champion"})
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def main(config: RetrainConfig) -> None:
     """Run one night, and say how it ended."""
+    from fruitcnn import registry, tracking
     from fruitcnn.retrain import retrain
     from fruitcnn.stages import RayStages
 
@@ -25,6 +26,8 @@ def main(config: RetrainConfig) -> None:
     signal.signal(signal.SIGTERM, _stop)
     with RayStages(progress, ray_session) as stages:
         outcome = retrain(config, stages, lambda stage: print(f"retrain: {stage}", flush=True))
+    if outcome.outcome != "stood aside":
+        tracking.follow(registry.locate(config.registry))
     summary(f"retrain: {outcome.outcome}", describe(outcome), _where(config, outcome))
 
 

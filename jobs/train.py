@@ -19,9 +19,11 @@ START = ("ray", "workers", "imports", "pixels", "model", "first_step")
 
 def main(config: TrainConfig) -> None:
     """Train, then say how good it became."""
+    from fruitcnn import tracking
     from fruitcnn.train import train
 
     result = train(config, progress, ray_session)
+    tracking.log_run(config.run)
     summary("training", describe(result), {"run": config.run})
 
 
