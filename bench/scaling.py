@@ -1,133 +1,164 @@
-"""Where more nodes stop helping: classify's stage costs, measured here, played on 1 to 1,000 nodes.
+"""One node against two, and where more nodes stop helping: measured here, played on 1 to 1,000 nodes.
 
-    python bench/scaling.py [--work FOLDER]
+    python bench/scaling.py [classify] [train] [--work FOLDER]
 
-Each "node" of the measurement is a Ray node of one CPU on this machine, its actor held to one thread; no more of them
-than cores. The prediction for two nodes stands beside what two nodes took. Beyond that it is extrapolation: the
-network between hosts and other users of the store are not in it.
+A "node" of the measurement is a Ray node on this machine, of one CPU or two; no more CPUs than cores. What two nodes
+take stands beside what the costs of one node predict. Beyond that it is extrapolation: the network between hosts and
+other users of the store are not in it.
 """
 
 import argparse
 import json
+import math
 import os
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from bench.data import open_data
+from bench.data import Data, open_data
 from bench.machine import machine
 from bench.measure import ROOT, run_process
-from fruitcnn.scaling import ClassifyCosts, Cluster, Forecast, simulate_classify
+from bench.nodes import Job, classify, command, nodes, train
+from fruitcnn.scaling import ClassifyCosts, Cluster, TrainCosts, forecast_train, simulate_classify
 
-_SMALL, _LARGE = 5_000, 20_000
-_PART_IMAGES = 512
+RESULTS = ROOT / "bench" / "scaling.json"
+_SMALL, _LARGE = 20_000, 200_000
+_PART_IMAGES = 2_048
 _TINY_PARTS = 600
+_NAMES = 1_000_000
 _NODES = (1, 2, 10, 30, 100, 300, 1_000)
 _IMAGES, _CORES = 100_000_000, 16
-_NAMES = 200_000
-
-
-class Job(NamedTuple):
-    """What one run of jobs.classify took."""
-
-    seconds: float
-    on_ray_seconds: float
+_TRAINED, _BATCH, _LARGE_BATCH = 60_000, 64, 256
 
 
 def main() -> None:
-    """Measure, compare two nodes with their prediction, print the forecast, write bench/scaling.json."""
-    parser = argparse.ArgumentParser("bench/scaling.py", description=__doc__)
+    """Measure what is asked for, print it, and keep it in bench/scaling.json beside what was measured before."""
+    parser = argparse.ArgumentParser(
+        "bench/scaling.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help="classify, train (default: both)")
     parser.add_argument("--work", type=Path, default=ROOT / "work" / "bench", help="where the data is made and kept")
-    data = open_data(os.environ.get("FRUITCNN_FRUITS360"), parser.parse_args().work.absolute())
-    model, small, large = data.model(), data.pictures(_SMALL), data.pictures(_LARGE)
-    tiny, listing = data.pictures(_TINY_PARTS), data.listing(_NAMES)
-    with tempfile.TemporaryDirectory(dir=data.folder) as scratch:
-        with _nodes(1):
-            _classify(model, small, Path(scratch) / "warm-up")
-            few = _classify(model, small, Path(scratch) / "few")
-            many = _classify(model, large, Path(scratch) / "many")
-            whole = _classify(model, tiny, Path(scratch) / "whole", part_images=_TINY_PARTS)
-            cut = _classify(model, tiny, Path(scratch) / "cut", part_images=1)
-        with _nodes(2):
-            measured = _classify(model, large, Path(scratch) / "two")
-    planned = run_process([*_command(model, listing, Path(scratch) / "plan", _PART_IMAGES), "--dry-run"])
-    costs = _costs(few, many, whole, cut, _NAMES / planned.seconds)
-    predicted = simulate_classify(costs, Cluster(2, 1), _LARGE, _PART_IMAGES)
-    at_hundred = {nodes: _at(costs, nodes) for nodes in _NODES}
-    _print(costs, predicted, measured, at_hundred)
-    found = {
-        "machine": machine(),
-        "costs": costs.model_dump(),
-        "two_nodes": {"predicted_seconds": predicted.seconds, "measured_seconds": measured.on_ray_seconds},
-        "forecast": {nodes: forecast._asdict() for nodes, forecast in at_hundred.items()},
-    }
-    (ROOT / "bench" / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
+    asked = parser.parse_args()
+    known: dict[str, Callable[[Data, Path], dict[str, Any]]] = {"classify": _classify, "train": _train}
+    if unknown := [name for name in asked.parts if name not in known]:
+        parser.error(f"got {', '.join(unknown)}, wanted {', '.join(known)}")
+    data = open_data(os.environ.get("FRUITCNN_FRUITS360"), asked.work.absolute())
+    data.folder.mkdir(parents=True, exist_ok=True)
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in asked.parts or known:
+        with tempfile.TemporaryDirectory(dir=data.folder) as scratch:
+            found[name] = {"machine": machine(), "load": os.getloadavg()[0], **known[name](data, Path(scratch))}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _costs(few: Job, many: Job, whole: Job, cut: Job, names_per_second: float) -> ClassifyCosts:
-    """Stage costs out of differences, in which everything else cancels out."""
-    per_image = (many.on_ray_seconds - few.on_ray_seconds) / (_LARGE - _SMALL)
-    return ClassifyCosts(
-        start_seconds=max(0.0, few.on_ray_seconds - _SMALL * per_image),
-        listing_per_second=names_per_second,
+def _classify(data: Data, scratch: Path) -> dict[str, Any]:
+    model, small, large, tiny = data.model(), *map(data.pictures, (_SMALL, _LARGE, _TINY_PARTS))
+
+    def run(images: Path, name: str, part_images: int = _PART_IMAGES) -> Job:
+        return classify(model, images, scratch / name, part_images)
+
+    with nodes([1]):
+        run(tiny, "warm-up")
+        few, many = run(small, "few"), run(large, "many")
+        whole, cut = run(tiny, "whole", _TINY_PARTS), run(tiny, "cut", 1)
+    with nodes([1, 1]):
+        two = run(large, "two")
+    with nodes([2]):
+        one = run(large, "one")
+    planning = command("classify", model=model, images=data.listing(_NAMES), predictions=scratch / "plan")
+    planned = run_process([*planning, "--dry-run"])
+    per_image = (many.work_seconds - few.work_seconds) / (_LARGE - _SMALL)
+    costs = ClassifyCosts(
+        start_seconds=max(0.0, few.work_seconds - _SMALL * per_image),
+        listing_per_second=_NAMES / planned.seconds,
         # A part of one picture: all that is not the picture. It holds the commit, which a larger part hides.
-        driver_seconds_per_part=(cut.on_ray_seconds - whole.on_ray_seconds) / _TINY_PARTS,
+        driver_seconds_per_part=(cut.work_seconds - whole.work_seconds) / _TINY_PARTS,
         core_seconds_per_image=per_image,
         commit_seconds=0,
     )
+    predicted = simulate_classify(
+        costs.model_copy(update={"listing_per_second": 1e12}), Cluster(2, 1), _LARGE, _PART_IMAGES
+    )
+    print("\nclassify: costs " + _worded(costs.model_dump()))
+    print(f"before the first part, Ray's start and listing: {many.start_seconds:.1f} s of a job")
+    _compare("classify, one node of 2 CPUs", one, "two nodes of 1 CPU", two)
+    _predicted(f"classify, two nodes, {_LARGE:,} images", predicted.seconds, two.work_seconds)
+    print(f"\n{_IMAGES:,} objects in S3, nodes of {_CORES} such cores, parts of {_PART_IMAGES:,} (extrapolated)")
+    print(f"{'nodes':>6} {'hours':>8} {'images/s':>10}  busy")
+    forecast = {num: simulate_classify(costs, Cluster(num, _CORES), _IMAGES, _PART_IMAGES) for num in _NODES}
+    for num, each in forecast.items():
+        busy = sorted(each.busy.items(), key=lambda item: -item[1])[:3]
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in busy)
+        print(f"{num:>6} {each.seconds / 3600:>8.2f} {each.images_per_second:>10,.0f}  {shares}")
+    jobs = {"one_node": one, "two_nodes": two, "one_cpu": many}
+    return {
+        "costs": costs.model_dump(),
+        "jobs": {name: job._asdict() for name, job in jobs.items()},
+        "two_nodes_predicted_seconds": predicted.seconds,
+        "forecast": {num: each._asdict() for num, each in forecast.items()},
+    }
 
 
-def _at(costs: ClassifyCosts, num_nodes: int) -> Forecast:
-    return simulate_classify(costs, Cluster(num_nodes, _CORES), _IMAGES, part_images=2_048)
+def _train(data: Data, scratch: Path) -> dict[str, Any]:
+    dataset = data.dataset()
+
+    def run(name: str, num_workers: int, batch: int = _LARGE_BATCH) -> Job:
+        return train(dataset, scratch / name, num_workers, _TRAINED, batch)
+
+    with nodes([1]):
+        small, large = run("small", 1, _BATCH), run("large", 1)
+    with nodes([1, 1]):
+        small_two, two = run("small-two", 2, _BATCH), run("two", 2)
+    with nodes([2]):
+        one, one_of_two = run("one", 1), run("one-of-two", 2)
+    step_seconds = {batch: job.work_seconds / job.result["num_steps"] for batch, job in
+                    ((_BATCH, small), (_LARGE_BATCH, large))}  # fmt: skip
+    per_image = (step_seconds[_LARGE_BATCH] - step_seconds[_BATCH]) / (_LARGE_BATCH - _BATCH)
+    all_reduce = small_two.result["seconds"]["all_reduce"] / small_two.result["num_steps"]
+    gradient_bytes = _gradient_bytes(data)
+    costs = TrainCosts(
+        start_seconds=0,
+        core_seconds_per_image=per_image,
+        step_seconds=max(0.0, step_seconds[_BATCH] - _BATCH * per_image),
+        gradient_bytes=gradient_bytes,
+        link_seconds=max(0.0, all_reduce / 2 - gradient_bytes / 2 / 1.25e9),
+    )
+    predicted = forecast_train(costs, Cluster(2, 1), two.result["images_seen"], _LARGE_BATCH)
+    print("\ntrain: costs " + _worded(costs.model_dump()))
+    print(f"before the first step: {two.result['seconds']['start']:.1f} s")
+    _compare("train, one worker of 2 CPUs on one node", one, "two workers on two nodes", two)
+    _compare("train, two workers on one node", one_of_two, "two workers on two nodes", two)
+    _predicted(f"train, two nodes, batch {_LARGE_BATCH}, all-reduce from batch {_BATCH}", predicted.seconds,
+               two.work_seconds)  # fmt: skip
+    jobs = {"one_cpu": large, "one_node": one, "one_node_two_workers": one_of_two, "two_nodes": two}
+    return {
+        "costs": costs.model_dump(),
+        "jobs": {name: {"seconds": job.seconds, "work_seconds": job.work_seconds} for name, job in jobs.items()},
+        "two_nodes_predicted_seconds": predicted.seconds,
+    }
 
 
-def _print(costs: ClassifyCosts, predicted: Forecast, measured: Job, forecasts: dict[int, Forecast]) -> None:
-    print("measured costs: " + ", ".join(f"{name} {value:.3g}" for name, value in costs.model_dump().items()))
-    took = measured.on_ray_seconds
-    off = predicted.seconds / took - 1
-    print(f"two nodes, {_LARGE:,} images: predicted {predicted.seconds:.1f} s, took {took:.1f} s ({off:+.0%})")
-    print(f"\n{_IMAGES:,} objects in S3, nodes of {_CORES} such cores, parts of 2,048 (extrapolated)")
-    print(f"{'nodes':>6} {'hours':>8} {'images/s':>10}  bottleneck (busy)")
-    for nodes, forecast in forecasts.items():
-        busy = ", ".join(
-            f"{name} {share:.0%}" for name, share in sorted(forecast.busy.items(), key=lambda each: -each[1])[:3]
-        )
-        print(f"{nodes:>6} {forecast.seconds / 3600:>8.2f} {forecast.images_per_second:>10,.0f}  {busy}")
+def _gradient_bytes(data: Data) -> int:
+    from fruitcnn.models import build_model
+
+    about = json.loads((data.model() / "model.json").read_text())
+    model = build_model(about["architecture"], tuple(about["input_px"]), len(about["labels"]), seed=0)
+    return 4 * sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 
-@contextmanager
-def _nodes(num: int) -> Iterator[None]:
-    """A Ray cluster of `num` nodes of one CPU; RAY_ADDRESS names it to the jobs started inside."""
-    from ray.cluster_utils import Cluster as RayCluster
-
-    cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        for _ in range(num - 1):
-            cluster.add_node(num_cpus=1)
-        os.environ["RAY_ADDRESS"] = cluster.address
-        yield
-    finally:
-        os.environ.pop("RAY_ADDRESS", None)
-        cluster.shutdown()
+def _compare(name: str, one: Job, other: str, two: Job) -> None:
+    print(f"{name} {one.work_seconds:.1f} s, {other} {two.work_seconds:.1f} s: ratio "
+          f"{two.work_seconds / one.work_seconds:.2f}; whole jobs {one.seconds:.1f} and {two.seconds:.1f} s: "
+          f"{two.seconds / one.seconds:.2f}")  # fmt: skip
 
 
-def _command(model: Path, images: Path, out: Path, part_images: int) -> list[str]:
-    given: dict[str, Any] = {"model": model, "images": images, "predictions": out, "part-images": part_images}
-    return [
-        sys.executable,
-        "-m",
-        "jobs.classify",
-        *(text for name, value in given.items() for text in (f"--{name}", str(value))),
-    ]
+def _predicted(name: str, predicted: float, took: float) -> None:
+    print(f"{name}: predicted {predicted:.1f} s, took {took:.1f} s ({predicted / took - 1:+.0%})")
 
 
-def _classify(model: Path, images: Path, out: Path, part_images: int = _PART_IMAGES) -> Job:
-    done = run_process(_command(model, images, out, part_images), ("RAY_ADDRESS",))
-    timing = json.loads((out / "manifest.json").read_text())["timing"]
-    return Job(done.seconds, timing["classify_seconds"])
+def _worded(costs: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in costs.items())
 
 
 if __name__ == "__main__":

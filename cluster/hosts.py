@@ -77,6 +77,18 @@ class Hosts:
                 process.kill()
         self.nodes.pop(number).process.wait()
 
+    def hosts_of(self, title: str) -> set[int]:
+        """The hosts on which a process runs whose command line holds `title`."""
+        import psutil
+
+        places = {Path(f"/var/run/netns/{name(number)}").stat().st_ino: number for number in self.nodes}
+        found = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if title in " ".join(process.cmdline()):
+                    found.add(places.get(Path(f"/proc/{process.pid}/ns/net").stat().st_ino, 0))
+        return found - {0}
+
     def stop(self) -> None:
         """End every node."""
         for node in self.nodes.values():

@@ -4,6 +4,7 @@ Everything runs as in an actor, in this process. The share of each stage is the 
 batches; the rate is that of all threads together.
 """
 
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fruitcnn import fetch, images
+from fruitcnn import fetch, images, scaling
 from fruitcnn.infer import Model, Options, Workers
 from fruitcnn.inputs import Input
 
@@ -20,6 +21,8 @@ SAMPLE_INPUTS = 10_000
 
 START_SECONDS = 3.0
 """Imports, opening the model, and the report at the end."""
+
+NODES = (2, 10, 100)
 
 _STAGE_INPUTS = 128
 _T = TypeVar("_T")
@@ -73,6 +76,22 @@ def describe(found: Estimate, num_threads: int) -> dict[str, Any]:
         "predicted time": f"{found.total_seconds:,.0f} s on this machine",
         "predicted memory": f"{found.memory_bytes / 2**20:,.0f} MiB",
         "bottleneck": f"{found.bottleneck} ({shares} a picture and thread)",
+    }
+
+
+def on_nodes(
+    found: Estimate, num_inputs: int, num_parts: int, listing_seconds: float, num_threads: int, is_stored: bool
+) -> dict[str, str]:
+    """ "10 nodes" -> what they would take, each a machine like this one; is_stored: an object is fetched for each."""
+    costs = scaling.ClassifyCosts(
+        listing_per_second=num_inputs / listing_seconds,
+        core_seconds_per_image=num_threads / found.images_per_second,
+        requests_per_image=int(is_stored),
+    )
+    cores, part_images = len(os.sched_getaffinity(0)), -(-num_inputs // num_parts)
+    return {
+        f"{nodes} nodes": scaling.simulate_classify(costs, scaling.Cluster(nodes, cores), num_inputs, part_images).words
+        for nodes in NODES
     }
 
 

@@ -221,8 +221,11 @@ def dry_run(config: ClassifyConfig) -> dict[str, Any]:
     listing_seconds = time.monotonic() - started_seconds
     options = local_options(config)
     models = open_models(config.model, runtime, options.num_threads)
-    found = calibrate.forecast(num_inputs, listing_seconds, sampler.chosen(), models, options)
-    return rows | calibrate.describe(found, options.num_threads)
+    sample = sampler.chosen()
+    found = calibrate.forecast(num_inputs, listing_seconds, sample, models, options)
+    is_stored = not sample[0].container and sample[0].name.startswith("s3://")
+    on_nodes = calibrate.on_nodes(found, num_inputs, num_parts, listing_seconds, options.num_threads, is_stored)
+    return rows | calibrate.describe(found, options.num_threads) | on_nodes
 
 
 def _identify(config: ClassifyConfig) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fruitcnn.books import ClassifyError, PartBooks
 from fruitcnn.fetch import find_witness
 from fruitcnn.head_start import HeadStart
-from fruitcnn.infer import CALLS_PER_ACTOR, Actor, Options, Outcome
+from fruitcnn.infer import CALLS_PER_ACTOR, ClassifyActor, Options, Outcome
 from fruitcnn.plan import PlanReader
 from fruitcnn.predictions import read_finished, require_newest
 
@@ -108,7 +108,7 @@ def execute(run: "Run", pending: Sequence[int], take: Callable[[Outcome], None],
             for outcome in _on_ray(run, pending, options):
                 take(outcome)
         return
-    here = Actor(run.predictions, run.config.model, run.runtime, options)
+    here = ClassifyActor(run.predictions, run.config.model, run.runtime, options)
     with HeadStart(pending, lambda part: take(here.run(part))) as start:
         if session and start.ray_pays():
             with session():
@@ -166,7 +166,7 @@ def _on_ray(run: "Run", parts: Sequence[int], options: Options) -> Iterator[Outc
     warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", category=DeprecationWarning)
     options = options.model_copy(update={"num_threads": cpus_per_actor})
     outcomes = ray.data.from_items(numbers, override_num_blocks=min(len(parts), _MAX_BLOCKS)).map_batches(
-        Actor,
+        ClassifyActor,
         batch_size=1,
         fn_constructor_args=(run.predictions, run.config.model, run.runtime, options),
         compute=ray.data.ActorPoolStrategy(
@@ -179,5 +179,6 @@ def _on_ray(run: "Run", parts: Sequence[int], options: Options) -> Iterator[Outc
         num_gpus=1 if num_gpus else None,
         ray_remote_args_fn=lambda: {"max_task_retries": ACTOR_DEATHS},
     )
+    outcomes.set_name(f"classify-{run.plan.run_id}")  # what Ray's dashboard calls it
     for row in outcomes.iter_rows():
         yield Outcome.model_validate_json(row["outcome"])

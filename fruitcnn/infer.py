@@ -173,7 +173,7 @@ class PartClassifier:
         return to_table(rows, self.labels, self.options.min_confidence, metadata, self.limits)
 
 
-class Actor(PartClassifier):
+class ClassifyActor(PartClassifier):
     """What Ray Data starts on each node: opens the plan and the model, then takes part numbers."""
 
     def __init__(self, predictions: str, model_uri: str, runtime: str, options: Options) -> None:

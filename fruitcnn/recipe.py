@@ -23,7 +23,7 @@ _EXECUTION = frozenset(
         "checkpoint_seconds",
         "keep_checkpoints",
     }
-    | {"max_failures", "cache_dir", "cache_bytes", "preset"}
+    | {"max_failures", "cache_dir", "cache_bytes", "preset", "dry_run"}
 )
 
 # `seed` is the reference recipe: 100 epochs of 50 steps of 32, so 160,000 pictures whatever the size of the data set.
@@ -186,6 +186,9 @@ class TrainConfig(Augmentation):
     initial_model: str = Field(
         "", description="frozen model whose weights the run starts with; classes it does not know start fresh"
     )
+    dry_run: bool = Field(
+        False, description="only try a few steps, say what the run would take on 1 to 100 nodes, and write nothing"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -209,7 +212,7 @@ class TrainConfig(Augmentation):
     def _batch_divides(self) -> TrainConfig:
         if self.min_workers > self.num_workers:
             raise ValueError(f"--num-workers: got {self.min_workers}:{self.num_workers}, wanted the smaller one first")
-        rows = self._rows_of_a_piece
+        rows = self.rows_of_a_piece
         whole = rows * (self.min_workers or self.num_workers)
         if self.global_batch_size % whole:
             raise ValueError(
@@ -222,13 +225,13 @@ class TrainConfig(Augmentation):
         return self
 
     @property
-    def _rows_of_a_piece(self) -> int:
+    def rows_of_a_piece(self) -> int:
         """What a worker holds is made of these: ghosts where batch statistics are taken, single rows where none are."""
         return self.ghost_rows if self.architecture in _WITH_GHOSTS else 1
 
     def group_sizes(self) -> list[int]:
         """Return the numbers of workers, of those asked for, among which the global batch divides."""
-        pieces = self.global_batch_size // self._rows_of_a_piece
+        pieces = self.global_batch_size // self.rows_of_a_piece
         sizes = range(self.min_workers or self.num_workers, self.num_workers + 1)
         return [size for size in sizes if pieces % size == 0]
 

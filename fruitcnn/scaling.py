@@ -11,6 +11,11 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+RAY_START_SECONDS = 12.0
+"""From the command to the first part in an actor. This and the next: measured by bench/scaling.py, on one machine."""
+
+DRIVER_SECONDS_PER_PART = 0.01
+
 
 class ClassifyCosts(BaseModel):
     """Measured costs of classify's stages; the defaults of the store are the published limits of S3."""
@@ -18,19 +23,27 @@ class ClassifyCosts(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     start_seconds: float = Field(
-        ge=0, description="From the command to the first part being handed out, all nodes at once."
+        default=RAY_START_SECONDS,
+        ge=0,
+        description="From the command to the first part being handed out, all nodes at once.",
     )
     listing_per_second: float = Field(gt=0, description="Names that the driver lists and plans in a second.")
     driver_seconds_per_part: float = Field(
-        ge=0, description="Driver's own work to hand out a part and enter its books."
+        default=DRIVER_SECONDS_PER_PART, ge=0, description="Driver's own work to hand out a part and enter its books."
     )
     core_seconds_per_image: float = Field(gt=0, description="Read, decode and infer one picture, on one core.")
-    commit_seconds: float = Field(ge=0, description="Latency of writing a part and its record.")
+    commit_seconds: float = Field(default=0.05, ge=0, description="Latency of writing a part and its record.")
     requests_per_image: float = Field(default=1, ge=0, description="0 where an archive is read in large ranges.")
     requests_per_part: float = Field(default=2, ge=0, description="Puts of a part.")
     requests_per_second: float = Field(
         default=5500, gt=0, description="GET requests that one prefix of the store serves in a second (S3 user guide)."
     )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 class Cluster(NamedTuple):
@@ -46,6 +59,12 @@ class Forecast(NamedTuple):
     seconds: float
     images_per_second: float
     busy: dict[str, float]
+
+    @property
+    def words(self) -> str:
+        """For a person: the time, and what it goes to."""
+        shares = sorted(self.busy.items(), key=lambda item: -item[1])[:2]
+        return f"{_duration(self.seconds)} ({', '.join(f'{name} {share:.0%}' for name, share in shares)})"
 
     @property
     def bottleneck(self) -> str:
@@ -92,6 +111,10 @@ def simulate_classify(costs: ClassifyCosts, cluster: Cluster, num_images: int, p
     return Forecast(end, num_images / end, busy)
 
 
+LINK_SECONDS = 0.0005
+"""Between two processes of one machine, measured by bench/scaling.py."""
+
+
 class TrainCosts(BaseModel):
     """Measured costs of a training step."""
 
@@ -100,9 +123,14 @@ class TrainCosts(BaseModel):
     start_seconds: float = Field(ge=0, description="From the command to the first step.")
     core_seconds_per_image: float = Field(gt=0, description="Forward and backward pass of one picture, on one core.")
     step_seconds: float = Field(ge=0, description="Cost of a step that does not depend on its rows.")
+    scoring_core_seconds: float = Field(default=0, ge=0, description="All validations of the run, on one core.")
     gradient_bytes: int = Field(ge=0, description="Bytes that one all-reduce carries.")
-    link_bytes_per_second: float = Field(gt=0, description="Bandwidth between two nodes.")
-    link_seconds: float = Field(ge=0, description="Latency of one message between two nodes.")
+    link_bytes_per_second: float = Field(
+        default=1.25e9, gt=0, description="Bandwidth between two nodes; by default 10 Gbit/s, which is assumed."
+    )
+    link_seconds: float = Field(
+        default=LINK_SECONDS, ge=0, description="Latency of one message of an all-reduce, TensorFlow's work included."
+    )
 
 
 def forecast_train(costs: TrainCosts, cluster: Cluster, images_seen: int, global_batch_size: int) -> Forecast:
@@ -115,6 +143,8 @@ def forecast_train(costs: TrainCosts, cluster: Cluster, images_seen: int, global
     compute = global_batch_size / nodes * costs.core_seconds_per_image / cluster.cores_per_node
     reduce = 2 * (nodes - 1) * (costs.gradient_bytes / nodes / costs.link_bytes_per_second + costs.link_seconds)
     parts = {"compute": compute, "all-reduce": reduce, "step": costs.step_seconds}
-    seconds = costs.start_seconds + steps * sum(parts.values())
-    busy = {"start": costs.start_seconds / seconds} | {name: steps * each / seconds for name, each in parts.items()}
+    scoring = costs.scoring_core_seconds / cluster.cores_per_node / nodes
+    seconds = costs.start_seconds + steps * sum(parts.values()) + scoring
+    busy = {"start": costs.start_seconds / seconds, "scoring": scoring / seconds}
+    busy |= {name: steps * each / seconds for name, each in parts.items()}
     return Forecast(seconds, images_seen / seconds, busy)

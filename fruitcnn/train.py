@@ -8,6 +8,7 @@ error of ours or of the user (wrong argument, full disk, NaN loss) is not tried 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import threading
 import time
@@ -132,7 +133,7 @@ def _fit(config: TrainConfig, facts: Facts, board: Any, called_at: float) -> Non
                     train_loop_config=job | {"fit_at": time.time(), "attempt": config.max_failures + 1 - failures_left},
                     backend_config=TensorFlow(),
                     scaling_config=scaling,
-                    run_config=ray.train.RunConfig(name="fruitcnn", storage_path=folder),
+                    run_config=ray.train.RunConfig(name=_dashboard_name(config.run), storage_path=folder),
                     has_started=lambda: ray.get(board.has_started.remote()),
                     start_seconds=_START_SECONDS,
                 ).fit()
@@ -144,6 +145,11 @@ def _fit(config: TrainConfig, facts: Facts, board: Any, called_at: float) -> Non
             if not failures_left or not is_loss_of_workers(error):
                 raise
             ray.get(board.note.remote(f"a worker was lost; going on from the last checkpoint ({failures_left} left)"))
+
+
+def _dashboard_name(run: str) -> str:
+    """What Ray's dashboard calls the run: train, and its last two folders."""
+    return "-".join(["train", *re.sub(r"[^\w./-]+", "_", run).strip("/").split("/")[-2:]])
 
 
 def _has_room(config: TrainConfig, cpus: int) -> bool:

@@ -4,7 +4,8 @@
     python -m jobs.train --compare work/run,work/other --page work/compare.html
 
 The same command again goes on from the last checkpoint, with any number of workers, and changes nothing where the run
-is finished. --compare draws the curves of two to six runs over each other. RUN/tensorboard is for TensorBoard.
+is finished. --dry-run says what it would take on N nodes. --compare draws the curves of two to six runs over each
+other. RUN/tensorboard is for TensorBoard.
 """
 
 import sys
@@ -19,6 +20,11 @@ START = ("ray", "workers", "imports", "pixels", "model", "first_step")
 
 def main(config: TrainConfig) -> None:
     """Train, then say how good it became."""
+    if config.dry_run:
+        from fruitcnn.train_forecast import dry_run
+
+        summary("plan", dry_run(config), {"dataset": config.dataset})
+        return
     from fruitcnn import tracking
     from fruitcnn.train import train
 

@@ -178,6 +178,15 @@ def test_the_forecast_is_the_measured_rate_over_all_inputs(config: ClassifyConfi
     assert found.total_seconds == pytest.approx(calibrate.START_SECONDS + 5 + 1_000_000 / found.images_per_second)
 
 
+def test_more_nodes_take_less_until_what_they_share_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    found = calibrate.Estimate(1_000, 500.0, 0.0, 1 << 20, {"model": 0.002})
+    rows = calibrate.on_nodes(found, 50_000_000, 25_000, 50.0, num_threads=2, is_stored=True)
+    assert list(rows) == ["2 nodes", "10 nodes", "100 nodes"]
+    assert "h (compute" in rows["2 nodes"]  # 50 million at twice 500 a second
+    assert rows["100 nodes"].startswith("2.5 h (store")  # 5,500 requests a second
+
+
 def test_the_manifest_holds_the_prediction_beside_the_time(config: ClassifyConfig) -> None:
     timing = classify(config, no_progress).timing
     assert timing.predicted_seconds is not None

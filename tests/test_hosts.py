@@ -105,20 +105,23 @@ def test_classification_comes_out_the_same_through_cut_lost_and_headless(three: 
 
 
 def test_training_survives_a_cut_link_and_a_lost_host(three: Hosts):
-    from fruitcnn import runs
+    from fruitcnn import checkpoints, runs
 
     whole, faulted = f"{BUCKET}/run-whole", f"{BUCKET}/run-faulted"
     print("without a fault:", _run("train", "--run", whole, *TRAIN), "s")
     job, began = _start("train", "--run", faulted, *TRAIN), time.monotonic()
-    _wait(lambda: not storage.is_empty(f"{faulted}/checkpoints"), job)
-    three.cut(2)
-    print("link of host 2 cut")
+    _wait(lambda: bool(checkpoints.complete(faulted)), job)
+    cut = max(three.hosts_of("RayTrainWorker"))
+    three.cut(cut)
+    print("link of host", cut, "cut, which holds a worker")
     time.sleep(CUT_SECONDS)
-    three.mend(2)
-    three.restart(2)
-    _wait(lambda: not storage.is_empty(f"{faulted}/checkpoints"), job)
-    three.kill(3)
-    print("host 3 killed")
+    three.mend(cut)
+    three.restart(cut)
+    before = checkpoints.complete(faulted)
+    _wait(lambda: checkpoints.complete(faulted) != before, job)
+    lost = max(three.hosts_of("RayTrainWorker"))
+    three.kill(lost)
+    print("host", lost, "killed, which holds a worker, after", checkpoints.complete(faulted)[-1])
     assert job.wait(1200) == 0
     print("with a link cut and a host lost:", time.monotonic() - began, "s")
     one, other = runs.result(whole), runs.result(faulted)

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sysconfig
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,6 +207,12 @@ def test_ray_up_starts_nodes_with_token_and_without_keys():
     for command in (*config["head_start_ray_commands"], *config["worker_start_ray_commands"]):
         if "ray start" in command:
             assert "RAY_AUTH_MODE=token" in command
+
+
+def test_hadolint_finds_nothing_to_say_about_the_dockerfile():
+    hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
+    found = subprocess.run([hadolint, "cluster/Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "")
 
 
 def test_the_dockerfile_builds_from_the_lock_and_does_not_run_as_root():

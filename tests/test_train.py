@@ -61,6 +61,19 @@ def test_a_finished_run_leaves_its_config_curves_and_result(undisturbed: Path) -
     assert len(found["classes"]) == 4
 
 
+def test_a_dry_run_says_what_nodes_would_take_and_writes_nothing(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fruitcnn import train_forecast
+
+    monkeypatch.setattr(train_forecast, "SECONDS", 0.0)
+    said = train_forecast.dry_run(config(dataset, tmp_path / "run", dry_run=True))
+    assert said["steps"] == "24 of 64 pictures"
+    assert "32 rows" in said["tried"]
+    assert said["2 nodes"].split()[1] == "s"
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_same_command_again_changes_nothing(dataset: str, undisturbed: Path) -> None:
     from fruitcnn.train import train
 
