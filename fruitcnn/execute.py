@@ -179,6 +179,6 @@ def _on_ray(run: "Run", parts: Sequence[int], options: Options) -> Iterator[Outc
         num_gpus=1 if num_gpus else None,
         ray_remote_args_fn=lambda: {"max_task_retries": ACTOR_DEATHS},
     )
-    outcomes.set_name(f"classify-{run.plan.run_id}")  # what Ray's dashboard calls it
+    outcomes.set_name(f"classify-{run.plan.run_id[:8]}")  # what Ray's dashboard calls it
     for row in outcomes.iter_rows():
         yield Outcome.model_validate_json(row["outcome"])
