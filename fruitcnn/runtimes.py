@@ -19,6 +19,7 @@ import numpy.typing as npt
 from fruitcnn.bundle import Description
 from fruitcnn.familiar import Answers
 from fruitcnn.lite import LITE, open_lite
+from fruitcnn.native_output import held_stderr
 
 Predict = Callable[[npt.NDArray[np.uint8]], Answers]
 
@@ -56,7 +57,9 @@ def import_tensorflow(num_threads: int | None = None) -> Any:
     """Return the module tensorflow, quiet, in exact float32, with `num_threads` threads if it was not yet started."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    import tensorflow as tf
+    # On a CPU with AVX-512 TensorFlow 2.21 greets with its oneDNN optimizations, whatever the log level.
+    with held_stderr():
+        import tensorflow as tf
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     # On a GPU, TF32 would keep 10 bits of each factor: three digits, and no golden answer would be met.

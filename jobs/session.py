@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fruitcnn.errors import UsageError
+from fruitcnn.native_output import held_stderr
 
 # Ray keeps sockets under its temp dir, and a socket's path has at most 107 characters, 60 of them Ray's own.
 LONGEST_TEMP_CHARS = 40
@@ -92,7 +93,7 @@ def _start(settings: dict[str, Any]) -> None:
     for tries_left in reversed(range(START_TRIES)):
         before = set(psutil.Process().children(recursive=True))
         try:
-            with _held_stderr(), _without_servers() if "include_dashboard" in settings else nullcontext():
+            with held_stderr(), _without_servers() if "include_dashboard" in settings else nullcontext():
                 ray.init(**settings)
             return
         except KeyboardInterrupt:
@@ -143,24 +144,6 @@ def _without_servers() -> Iterator[None]:
     finally:
         for name, method in kept.items():
             setattr(Node, name, method)
-
-
-@contextmanager
-def _held_stderr() -> Iterator[None]:
-    """Keep what Ray's C++ side writes at its start off the screen, and show it only if the start fails."""
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(screen, held.read())
-            raise
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
 
 
 def _local_settings() -> dict[str, Any]:
