@@ -20,6 +20,9 @@ def preview(config: TrainConfig, num_pictures: int = 8) -> AugmentedPreview:
     Raises UsageError without a data set, StorageError if its first shard cannot be read.
     """
     from fruitcnn import images
+    from fruitcnn.runtimes import import_tensorflow
+
+    import_tensorflow()
     from fruitcnn.augment import augment
 
     dataset = storage.normalise(config.dataset)

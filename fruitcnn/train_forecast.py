@@ -89,7 +89,9 @@ def by_nodes(config: TrainConfig, facts: Facts, costs: scaling.TrainCosts, cores
 
 
 def _try(config: TrainConfig, facts: Facts, manifest: Manifest) -> Tried:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    from fruitcnn.runtimes import import_tensorflow
+
+    import_tensorflow()
     from fruitcnn.replica import EVALUATION_ROWS, Replica
     from fruitcnn.worker import make_strategy
 
