@@ -23,7 +23,7 @@ def tables(registry_uri: str) -> dict[str, dict[str, str]]:
     return {
         "versions": {f"version {each.version}": _version(each, champion, gone) for each in entries},
         "log": {f"record {each.number}": line(each) for each in log[-_NUM_RECORDS:]},
-        "last runs": {f"attempt {each.attempt}": _attempt(each) for each in attempts},
+        "last runs": {f"attempt {each.attempt}": _attempt(each, log) for each in attempts},
     }
 
 
@@ -61,9 +61,11 @@ def _version(entry: Version, champion: int | None, gone: set[int]) -> str:
     return f"{entry.added_at:%Y-%m-%d %H:%M}  {entry.num_labels} classes, {entry.model_hash[:12]}, by {entry.by}{mark}"
 
 
-def _attempt(attempt: Attempt) -> str:
+def _attempt(attempt: Attempt, log: list[Record]) -> str:
     if attempt.ended_at:
-        return f"{attempt.ended_at:%Y-%m-%d %H:%M}  {attempt.job}: {attempt.outcome}: {attempt.words}"
+        decided = [each for each in log if each.attempt == attempt.attempt and each.kind == attempt.outcome]
+        words = f"see record {decided[-1].number}" if decided else attempt.words
+        return f"{attempt.ended_at:%Y-%m-%d %H:%M}  {attempt.job}: {attempt.outcome}: {words}"
     until = f"{attempt.expires_at:%H:%M:%S} UTC"
     is_over = attempt.expires_at < datetime.datetime.now(datetime.UTC)
     said = f"stopped without a word, its lease ended {until}" if is_over else f"runs, holds its lease until {until}"

@@ -88,12 +88,17 @@ class Flips:
         return self._num.total()
 
     def pairs(self, limit: int = NUM_PAIRS) -> list[Flip]:
-        """The pairs of classes with the most changes."""
+        """Pairs of classes: first those where most was right before, up to half of them, then those with most changes.
+
+        New classes change the most labels, and for the better: by number alone they would hide what is lost.
+        """
         found = []
         for (old, new), examples in self._examples.items():
             better, worse, neither, unknown = (self._num[(old, new, verdict)] for verdict in _VERDICTS)
             found.append(Flip(old, new, better + worse + neither + unknown, better, worse, unknown, examples))
-        return sorted(found, key=lambda flip: (-flip.num, str(flip.old), str(flip.new)))[:limit]
+        found.sort(key=lambda flip: (-flip.num, str(flip.old), str(flip.new)))
+        worst = sorted((flip for flip in found if flip.num_worse), key=lambda flip: -flip.num_worse)[: limit // 2]
+        return (worst + [flip for flip in found if flip not in worst])[:limit]
 
     def counts(self) -> dict[str, int]:
         """Flips by who is right: better, worse (the champion was right), neither, unknown."""

@@ -35,6 +35,15 @@ def test_flips_are_counted_by_pair_and_by_who_is_right() -> None:
     ]
 
 
+def test_what_was_right_before_comes_before_what_changes_most() -> None:
+    flips = Flips("nowhere")
+    new = [("new", f"old {number}", "new") for number in range(paired.NUM_PAIRS) for _ in range(9)]
+    flips.add(part(0, [*new, ("a", "a", "b"), ("c", "c", "a"), ("c", "c", "a")]))
+    pairs = flips.pairs()
+    assert len(pairs) == paired.NUM_PAIRS
+    assert [(flip.old, flip.num_worse) for flip in pairs[:3]] == [("c", 2), ("a", 1), ("old 0", 0)]
+
+
 def test_names_are_text_with_nothing_where_there_is_none() -> None:
     columns = [pa.chunked_array([["a", None]]), pa.chunked_array([["long name"]])]
     assert paired.names(columns).tolist() == ["a", "", "long name"]

@@ -21,7 +21,7 @@ from fruitcnn.stages import RayStages
 
 NUM_FRAMES = 48
 NUM_BATCHES = 4
-IMAGES_SEEN = 20_000
+IMAGES_SEEN = 60_000
 
 
 def deliver(source: Path, names: list[str], batches: tuple[int, ...]) -> None:
