@@ -59,7 +59,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                  f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "kept")]  # fmt: skip
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", tracking.VARIABLE)}
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([command, *arguments], env=clean, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [str(Path(command).absolute()), *arguments], env=clean, cwd=folder, stdout=log, stderr=subprocess.STDOUT
+        )
     try:
         _wait_for(f"http://127.0.0.1:{port}/health", process, folder / "log")
         yield f"http://127.0.0.1:{port}"
