@@ -27,11 +27,13 @@ ALIAS = "champion"
 _RUN, _RECORD, _VERSION, _REGISTRY = "fruitcnn.run", "fruitcnn.record", "fruitcnn.version", "fruitcnn.registry"
 # MLflow takes so many metrics at once, and not more characters of a parameter or a tag.
 _MOST_METRICS = 1_000
+_MOST_RUNS = 10_000
 _MOST_CHARS = 5_000
 _MOST_SHOWN = 300
 # A job waits for its end only, but not for the quarter of an hour that MLflow tries by default.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+          "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}  # fmt: skip
 
 
 def log_run(run: str) -> None:
@@ -40,7 +42,7 @@ def log_run(run: str) -> None:
 
 
 def follow(registry_uri: str) -> None:
-    """Copy the newest decision of a night, and let the alias say which version is in production."""
+    """Copy the decisions of all nights that are not there yet, and let the alias say which version is in production."""
     _carry_out(lambda client: _follow(client, registry_uri))
 
 
@@ -65,9 +67,10 @@ def _carry_out(work: Callable[[Any], Any]) -> None:
 
 def _follow(client: Any, uri: str) -> None:
     log = registry.read_log(uri)
-    decided = [record for record in log if record.kind in ("promoted", "rejected") and record.evidence.get("work")]
-    for record in decided[-1:]:
-        if runs.result(_run_uri(uri, record)):  # else gc removed it
+    known = _known_records(client, uri)
+    for record in log:
+        # Of a challenger whose work gc removed there is nothing left to copy.
+        if record.evidence.get("work") and str(record.number) not in known and runs.result(_run_uri(uri, record)):
             _log_decision(client, uri, record)
     champion = registry.champion(log)
     for found in client.search_model_versions(f"name='{_experiment()}'"):
@@ -76,10 +79,13 @@ def _follow(client: Any, uri: str) -> None:
             return
 
 
+def _known_records(client: Any, uri: str) -> set[str]:
+    found = client.search_runs([_experiment_id(client)], f"tags.`{_REGISTRY}` = '{uri}'", max_results=_MOST_RUNS)
+    return {run.data.tags.get(_RECORD) for run in found}
+
+
 def _log_decision(client: Any, uri: str, record: Record) -> None:
     run_id = _run_of(client, _run_uri(uri, record))
-    if _RECORD in client.get_run(run_id).data.tags:
-        return
     figures = {name: value for name, value in record.evidence.items() if isinstance(value, int | float)}
     _log_metrics(client, run_id, [(f"gate_{name}", float(value), 0, 0) for name, value in figures.items()])
     with tempfile.TemporaryDirectory(prefix="fruitcnn-mlflow-") as folder:
@@ -113,8 +119,7 @@ def _add_version(client: Any, uri: str, record: Record, run_id: str) -> None:
 
 def _run_of(client: Any, run: str) -> str:
     """The id of the MLflow run that stands for this training run, made and filled if there is none."""
-    experiment = client.get_experiment_by_name(_experiment())
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(_experiment())
+    experiment_id = _experiment_id(client)
     result = runs.result(run)
     if result is None:
         raise ValueError(f"{run} holds no finished training run")
@@ -168,6 +173,11 @@ def _name(run: str) -> str:
     """What people see: 000004-3f0c of <registry>/work/000004-3f0c/run, the folder's name of other runs."""
     name = storage.name(run)
     return storage.name(run.removesuffix("/run")) if name == "run" else name
+
+
+def _experiment_id(client: Any) -> str:
+    experiment = client.get_experiment_by_name(_experiment())
+    return str(experiment.experiment_id if experiment else client.create_experiment(_experiment()))
 
 
 def _experiment() -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fruitcnn.retrain_config import RetrainConfig
 from jobs.cli import progress, ray_session, run, summary
+from jobs.session import be_quiet
 
 if TYPE_CHECKING:
     from fruitcnn.retrain import Outcome
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 def main(config: RetrainConfig) -> None:
     """Run one night, and say how it ended."""
+    be_quiet()  # Ray itself starts when the first stage needs it
     from fruitcnn import registry, tracking
     from fruitcnn.retrain import retrain
     from fruitcnn.stages import RayStages

@@ -30,13 +30,18 @@ QUIET = {
 }
 
 
+def be_quiet() -> None:
+    """Set what QUIET says, before Ray's libraries are imported: they read it then."""
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+
+
 @contextmanager
 def ray_session() -> Iterator[None]:
     """A Ray session: the one already running in this process, the cluster at RAY_ADDRESS, or a new local one.
 
     Only a session started here is shut down at the end. FRUITCNN_TRACEBACK=1 shows what workers print.
     """
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    be_quiet()
     import ray
 
     if ray.is_initialized():
