@@ -30,7 +30,9 @@ class PairedError(ValueError):
 
 
 class Part(NamedTuple):
-    """The pictures of one part: `rows` as scores.COLUMNS of the challenger, and `truth`, `champion` as text columns."""
+    """The pictures of one part: `rows` as scores.COLUMNS of the challenger, and as text columns `truth`, and what the
+    champion said: `champion` (label), `champion_status`.
+    """
 
     number: int
     rows: pa.Table
@@ -38,12 +40,13 @@ class Part(NamedTuple):
 
 def rows(champion: str, challenger: str, truth: Truth | None) -> Iterator[Part]:
     """Stream both predictions side by side. PairedError if they are not of the same pictures."""
-    both = (evidence.parts(uri, load_manifest(uri)) for uri in (champion, challenger))
-    for (number, old), (other, new) in zip(*both, strict=True):
+    parts = (evidence.parts(uri, load_manifest(uri)) for uri in (champion, challenger))
+    for (number, old), (other, new) in zip(*parts, strict=True):
         if number != other or not old["id"].equals(new["id"]):
             raise PairedError(f"part {number} of {champion} and of {challenger} are not of the same pictures")
         known = truth.of(new["id"]) if truth else pa.nulls(len(new), pa.string())
-        yield Part(number, new.append_column("truth", known).append_column("champion", old["label"]))
+        both = new.append_column("truth", known).append_column("champion", old["label"])
+        yield Part(number, both.append_column("champion_status", old["status"]))
 
 
 class Flip(NamedTuple):
@@ -67,6 +70,8 @@ class Flips:
     def __init__(self, predictions: str) -> None:
         """`predictions`: those of the challenger, through which the pictures are found again."""
         self.predictions, self.num_rows = predictions, 0
+        self.num_unsure = 0
+        """Flips where neither answer stands: both models are unsure."""
         self._num: Counter[tuple[str | None, str | None, str]] = Counter()
         self._examples: dict[tuple[str | None, str | None], list[Example]] = {}
 
@@ -75,6 +80,8 @@ class Flips:
         table = part.rows
         self.num_rows += len(table)
         old, new, truth = (table[name].to_numpy() for name in ("champion", "label", "truth"))
+        unsure = (part.rows["status"].to_numpy() == "unsure") & (part.rows["champion_status"].to_numpy() == "unsure")
+        self.num_unsure += int(((old != new) & unsure).sum())
         for row in np.flatnonzero(old != new).tolist():
             pair = old[row], new[row]
             self._num[(*pair, _verdict(truth[row], *pair))] += 1

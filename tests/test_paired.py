@@ -15,7 +15,8 @@ def part(number: int, rows: list[tuple[str | None, str | None, str | None]]) -> 
     table = pa.table({
         "id": [f"{number}-{row}" for row in range(num)], "sha256": ["0"] * num, "width": [9] * num,
         "height": [9] * num, "label": label, "confidence": [0.5] * num, "cause": pa.nulls(num, pa.string()),
-        "detail": pa.nulls(num, pa.string()), "truth": truth, "champion": champion,
+        "detail": pa.nulls(num, pa.string()), "truth": truth, "champion": champion, "status": ["unsure"] * num,
+        "champion_status": ["unsure" if old == "b" else "ok" for old in champion.to_pylist()],
     })  # fmt: skip
     return Part(number, table)
 
@@ -26,6 +27,7 @@ def test_flips_are_counted_by_pair_and_by_who_is_right() -> None:
     flips.add(part(1, [("a", "b", "a"), ("b", "b", "a"), ("b", "b", None)]))
     assert (flips.num, flips.num_rows) == (7, 8)
     assert flips.counts() == {"better": 2, "worse": 3, "neither": 1, "unknown": 1}
+    assert flips.num_unsure == 6
     first, *others = flips.pairs()
     assert first[:6] == ("b", "a", 5, 2, 1, 1)
     assert [example.id for example in first.examples] == ["0-0", "0-3", "0-4", "1-0"]
