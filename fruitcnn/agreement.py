@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ MIN_SAME_TOP1 = 0.9995
 
 _ROW_GROUPS = 64  # read from the data set for a comparison, of 256 rows each
 _FILES_PER_CALL = 32
+_CALLS_TO_TIME = 40
 _MAX_FILES = 1000  # compared in the signature that decodes by itself, a tenth as fast as the others
 _ENCODED = "saved model, encoded"
 _DECODED_IN_GRAPH = (b"\xff\xd8\xff", b"\x89PNG")
@@ -83,16 +86,34 @@ def write_golden(folder: Path, sample: Sample, expected: Answers, num_golden: in
 def compare(folder: Path, description: Description, sample: Sample, expected: Answers) -> Iterator[Agreement]:
     """Compare every format in a local folder with `expected`, from Keras before the export."""
     num_labels = expected.probabilities.shape[1]
-    for name, runtime in runtimes.FORMATS.items():
-        answers = frozen.in_batches(frozen.opened(name, folder, description), sample.pixels, num_labels)
-        yield _agreement(name, runtime.file, answers, expected)
-    yield from _compare_encoded(runtimes.open_encoded(folder), sample.encoded, expected)
+    for name, runtime in (runtimes.FORMATS | runtimes.QUANTISED).items():
+        if not (folder / runtime.file).exists():
+            continue  # not among --formats
+        predict = frozen.opened(name, folder, description)
+        one_image_ms = _one_image_ms(predict, sample.pixels)
+        started = time.perf_counter()
+        answers = frozen.in_batches(predict, sample.pixels, num_labels)
+        speed = len(sample.pixels) / (time.perf_counter() - started)
+        found = _agreement(name, runtime.file, answers, expected, sample.labels, name in runtimes.FORMATS)
+        yield found.model_copy(update={"images_per_second": speed, "one_image_ms": one_image_ms})
+    yield from _compare_encoded(runtimes.open_encoded(folder), sample, expected)
+
+
+def _one_image_ms(predict: runtimes.Predict, pixels: npt.NDArray[np.uint8]) -> float:
+    """Median of a few calls, the first ones, which warm up, left out."""
+    seconds = []
+    for _ in range(_CALLS_TO_TIME):
+        started = time.perf_counter()
+        predict(pixels[:1])
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds[_CALLS_TO_TIME // 4 :])
 
 
 def _compare_encoded(
-    predict: Callable[[list[bytes]], Answers], files: list[bytes], expected: Answers
+    predict: Callable[[list[bytes]], Answers], sample: Sample, expected: Answers
 ) -> Iterator[Agreement]:
     """Compare on the JPEG and PNG files, in batches; one that TensorFlow cannot decode (CMYK) leaves its batch out."""
+    files = sample.encoded
     candidates = _evenly(len(files), _MAX_FILES)
     known = np.array([row for row in candidates if files[row].startswith(_DECODED_IN_GRAPH)], np.int64)
     answers, rows = [], []
@@ -103,8 +124,9 @@ def _compare_encoded(
             rows.append(batch)
     if rows:
         joined = Answers(*(np.concatenate(each) for each in zip(*answers, strict=True)))
-        chosen = Answers(*(each[np.concatenate(rows)] for each in expected))
-        yield _agreement(_ENCODED, "saved_model", joined, chosen, is_bound=False)
+        compared = np.concatenate(rows)
+        chosen = Answers(*(each[compared] for each in expected))
+        yield _agreement(_ENCODED, "saved_model", joined, chosen, sample.labels[compared], is_bound=False)
 
 
 def require(agreements: tuple[Agreement, ...]) -> None:
@@ -128,14 +150,18 @@ def _is_good(agreement: Agreement) -> bool:
     return agreement.same_top1 >= MIN_SAME_TOP1 and found.are_small
 
 
-def _agreement(name: str, file: str, answers: Answers, expected: Answers, is_bound: bool = True) -> Agreement:
-    same = float((answers.probabilities.argmax(axis=1) == expected.probabilities.argmax(axis=1)).mean())
+def _agreement(
+    name: str, file: str, answers: Answers, expected: Answers, labels: npt.NDArray[np.int64], is_bound: bool
+) -> Agreement:
+    best = answers.probabilities.argmax(axis=1)
+    same = float((best == expected.probabilities.argmax(axis=1)).mean())
     found = frozen.differences(answers, expected)
     return Agreement(
         format=name,
         file=file,
         num_images=len(expected.unlike),
         same_top1=same,
+        accuracy=float((best == labels).mean()),
         max_difference=found.probability,
         score_difference=found.score,
         is_bound=is_bound,

@@ -56,8 +56,11 @@ class Agreement(_Model):
     num_images: int
     same_top1: float = Field(description="Share of the images with the same most probable label, 0..1.")
     max_difference: float = Field(description="Largest absolute difference of any probability.")
+    accuracy: float | None = Field(None, description="Share of the images with the right label most probable, 0..1.")
+    images_per_second: float | None = Field(None, description="In calls of 256 images, where it was frozen.")
+    one_image_ms: float | None = Field(None, description="Median time of a call with one image, there, ms.")
     score_difference: float = Field(0.0, description="Largest difference of the score `unlike`, relative to its size.")
-    is_bound: bool = Field(True, description="Held to the limits; the encoded signature decodes by itself, so is not.")
+    is_bound: bool = Field(True, description="Held to the limits; what decodes by itself, or is quantised, is not.")
 
 
 class Description(_Model):
@@ -74,7 +77,7 @@ class Description(_Model):
     limits: Limits = Field(NO_LIMITS, description="From where on an answer is unsure.")
     near_duplicates: NearDuplicates | None = Field(None, description="Test pictures that training nearly saw.")
     metrics: dict[str, Any] = Field(description="What the training run measured.")
-    dataset: dict[str, Any] = Field(description="Which pictures: URI, version and sha256 of the manifest.")
+    dataset: dict[str, Any] = Field(description="Which pictures: URI, version, sha256 of the manifest, licence.")
     training: dict[str, Any] = Field(description="Run, checkpoint and complete training config.")
     versions: dict[str, str] = Field(description="Of the libraries that made this bundle.")
     agreement: tuple[Agreement, ...]

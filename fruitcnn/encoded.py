@@ -48,8 +48,8 @@ def _resize(pixels: Any, input_px: tuple[int, int]) -> Any:
 def _scale_in_blocks(pixels: Any, input_px: tuple[int, int]) -> Any:
     """Shrink to M/8, the smallest that is not under input_px: libjpeg's scaled decoding, from whole pixels.
 
-    libjpeg takes the M lowest frequencies of each block of 8x8 pixels, and so does this; a picture that ends within a
-    block is filled up as encoders do, with its last pixel.
+    libjpeg goes by blocks of 8x8 pixels, and so does this; a picture that ends within a block is filled up as encoders
+    do, with its last pixel.
     """
     import tensorflow as tf
 
@@ -69,9 +69,15 @@ def _scale_in_blocks(pixels: Any, input_px: tuple[int, int]) -> Any:
 
 
 def _block_matrices() -> np.ndarray:
-    """Return float32 (8, 8, 8): [M-1, :M] maps 8 pixels to M, by a cosine transform and one back of the low end."""
+    """Return float32 (8, 8, 8): [M-1, :M] maps 8 pixels to M.
+
+    As libjpeg has it: to 1, 2 and 4 by means, to others by a cosine transform and one back of its low end.
+    """
     matrices = np.zeros((8, 8, 8), np.float32)
     for num_kept in range(1, 9):
+        if num_kept in (1, 2, 4):
+            matrices[num_kept - 1, :num_kept] = np.repeat(np.eye(num_kept), 8 // num_kept, axis=1) * num_kept / 8
+            continue
         low = _cosines(8)[:num_kept]
         matrices[num_kept - 1, :num_kept] = np.sqrt(num_kept / 8) * _cosines(num_kept).T @ low
     return matrices

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fruitcnn.bundle import FrozenModelError
 from fruitcnn.encoded import decode_batch
+from fruitcnn.freeze_config import USUAL
 from fruitcnn.lite import write_lite
 from fruitcnn.models import build_model
-from fruitcnn.runtimes import ENCODED_SIGNATURE, INPUT, OUTPUT, SCORE, SIGNATURE, import_tensorflow
+from fruitcnn.quantised import write_int8
+from fruitcnn.runtimes import ENCODED_SIGNATURE, INPUT, ONNX, OUTPUT, SCORE, SIGNATURE, import_tensorflow
 
 ONNX_OPSET = 17
 """Old enough for every runtime of the last years, onnxruntime-web included."""
@@ -34,22 +38,31 @@ def plain_model(architecture: str, input_px: tuple[int, int], num_classes: int, 
     return model
 
 
-def write_formats(model: Any, folder: Path) -> None:
-    """Write a keras.Model that scored.with_score made, into an existing folder, in all formats.
+def write_formats(
+    model: Any, folder: Path, formats: Collection[str] = USUAL, familiar: npt.NDArray[np.uint8] | None = None
+) -> None:
+    """Write a keras.Model that scored.with_score made, into an existing folder, in these formats.
 
     model.keras and cnn_fruit.weights.h5 for Keras, saved_model/ (signatures serving_default and encoded),
     frozen_graph.pb, model.onnx and model.tflite, all with the preprocessing after decoding and the softmax inside.
+    int8 measures its ranges on `familiar`, training pictures uint8 (N, H, W, 3).
     """
     tf = import_tensorflow()
     model.save(str(folder / "model.keras"))
-    model.save_weights(str(folder / "cnn_fruit.weights.h5"))
+    if "weights" in formats:
+        model.save_weights(str(folder / "cnn_fruit.weights.h5"))
     pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name=INPUT)
     # AutoGraph has nothing to convert here, and what it cannot convert it prints, environment included.
     answer = tf.function(lambda image: _flat(model(image, training=False)), [pixels], autograph=False)
     _write_saved_model(model, answer, folder / "saved_model")
-    (folder / "frozen_graph.pb").write_bytes(_frozen_graph(answer.get_concrete_function()).SerializeToString())
-    (folder / "model.onnx").write_bytes(_onnx(answer, pixels).SerializeToString())
-    write_lite(folder, SIGNATURE)
+    if "frozen_graph" in formats:
+        (folder / "frozen_graph.pb").write_bytes(_frozen_graph(answer.get_concrete_function()).SerializeToString())
+    (folder / ONNX).write_bytes(_onnx(answer, pixels).SerializeToString())
+    if "tflite" in formats:
+        write_lite(folder, SIGNATURE)
+    if "int8" in formats:
+        assert familiar is not None, "int8 measures on pictures"
+        write_int8(folder, familiar)
 
 
 def _flat(answers: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import datetime
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,19 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from fruitcnn import bundle, checkpoints, duplicates, frozen, installed, runtimes, storage
+from fruitcnn import licence as licences
 from fruitcnn.bundle import Description
 from fruitcnn.errors import UsageError
 from fruitcnn.familiar import Answers, Limits
-from fruitcnn.freeze_config import FreezeConfig
+from fruitcnn.freeze_config import FILES, Format, FreezeConfig
 from fruitcnn.manifest import Manifest, load_manifest
 
 if TYPE_CHECKING:
+    from fruitcnn.agreement import Sample
     from fruitcnn.answering import Calibrated
+    from fruitcnn.class_scores import Confusion
 
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 """progress(title, total, unit) -> context manager yielding update(done, note=""): jobs.cli.progress is one."""
 
-_CARD = "MODEL_CARD.md"
+_CARD, _PICTURES = "MODEL_CARD.md", "card"
 # fmt: off
 _PACKAGES = (
     "fruitcnn", "keras", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "openvino", "pillow", "simplejpeg",
@@ -76,7 +79,7 @@ def freeze(config: FreezeConfig, progress: Progress) -> Description:
         run = read_run(config.run)
     with storage.argument("--model"):
         model_uri = storage.normalise(config.model)
-        found = _finished(model_uri, run.identity(config.answer_share))
+        found = _finished(model_uri, run.identity(config.answer_share), config.written)
     if found:
         return found
     dataset = _dataset(run, config.dataset)
@@ -84,29 +87,46 @@ def freeze(config: FreezeConfig, progress: Progress) -> Description:
         description = _build(run, dataset, config, Path(folder), update)
         storage.upload_directory(folder, model_uri)
         if not storage.put_if_absent(storage.join(model_uri, bundle.DESCRIPTION), description.to_bytes()):
-            _finished(model_uri, description.identity)  # another freeze was faster: fine if it froze the same
+            _finished(
+                model_uri, description.identity, config.written
+            )  # another freeze was faster: fine if it froze the same
         update(3)
     return frozen.verify(model_uri)
 
 
 def _build(run: Run, dataset: Dataset, config: FreezeConfig, folder: Path, update: Callable[..., None]) -> Description:
     """Write all files but model.json into a local folder; returns what model.json shall say."""
-    from fruitcnn import agreement, model_card
+    from fruitcnn import agreement, class_scores, model_card
 
     size = (run.said["config"]["input_px"],) * 2
     sample = agreement.take_sample(dataset.uri, dataset.manifest, config.num_compared, size)
     update(0, "TensorFlow starts and writes the formats")
-    calibrated, expected = _export(run, dataset, config.answer_share, folder, sample.pixels)
+    calibrated, expected = _export(run, dataset, config, folder, sample.pixels)
     agreement.write_golden(folder, sample, expected, config.num_golden)
     update(1, "formats are compared")
-    draft = _describe(run, dataset, sample.split, folder, calibrated.limits)
+    licence = config.data_licence or licences.of_source(dataset.manifest.source)
+    draft = _describe(run, dataset, sample.split, folder, calibrated.limits, licence)
     if sample.split == "test":
         draft = draft.model_copy(update={"near_duplicates": duplicates.count(sample.pixels, calibrated.pixels)})
     draft = draft.model_copy(update={"agreement": tuple(agreement.compare(folder, draft, sample, expected))})
     agreement.require(draft.agreement)
-    update(2, "files are copied")
-    (folder / _CARD).write_text(model_card.render(draft))
+    update(2, "the card is written, files are copied")
+    found = class_scores.confusion(sample.labels, expected.probabilities)
+    _draw(folder, draft, run, sample, found)
+    (folder / _CARD).write_text(model_card.render(draft, found))
     return draft.model_copy(update={"files": bundle.stored_files(folder)})
+
+
+def _draw(folder: Path, draft: Description, run: Run, sample: Sample, found: Confusion) -> None:
+    """Draw the pictures that the card shows."""
+    from fruitcnn import card_pictures, evidence
+
+    place = folder / _PICTURES
+    place.mkdir()
+    card_pictures.classes(place / "classes.png", draft.labels, sample.labels, sample.encoded)
+    card_pictures.curves(place / "curves.png", evidence.read_run(run.uri).metrics)
+    card_pictures.accuracy(place / "accuracy.png", found.accuracies)
+    card_pictures.confusion(place / "confusion.png", draft.labels, found.shares)
 
 
 def read_run(run_uri: str) -> Run:
@@ -124,7 +144,7 @@ def read_run(run_uri: str) -> Run:
     return Run(uri, said, result, checkpoint["sha256"]["weights.npz"])
 
 
-def _finished(model_uri: str, identity: str) -> Description | None:
+def _finished(model_uri: str, identity: str, formats: Sequence[Format]) -> Description | None:
     """Return the description if this model is at the destination already; UsageError if something else is."""
     if not storage.exists(storage.join(model_uri, bundle.DESCRIPTION)):
         _require_ours(model_uri)
@@ -135,12 +155,19 @@ def _finished(model_uri: str, identity: str) -> Description | None:
             f"--model {model_uri}: holds another model (frozen from {found.training['run']}, checkpoint "
             f"{found.training['checkpoint']}, --answer-share {found.limits.answer_share:g}); name another folder"
         )
+    wanted = {FILES[name] for name in formats}
+    if missing := sorted(wanted - {name.split("/")[0] for name in found.files}):
+        raise UsageError(
+            f"--model {model_uri}: holds this model without {', '.join(missing)}; name another folder, or leave those "
+            "out of --formats"
+        )
     return frozen.verify(model_uri)
 
 
 def _require_ours(model_uri: str) -> None:
     """Accept an empty place, or what a freeze that was stopped left there."""
-    ours = {runtime.file for runtime in runtimes.FORMATS.values()} | {bundle.GOLDEN, bundle.STATISTICS, _CARD}
+    formats = (runtimes.FORMATS | runtimes.QUANTISED).values()
+    ours = {runtime.file for runtime in formats} | {bundle.GOLDEN, bundle.STATISTICS, _CARD, _PICTURES}
     for entry in storage.list_files(model_uri):
         name = entry.uri.removeprefix(model_uri).strip("/")
         if name.split("/")[0] not in ours:
@@ -156,7 +183,7 @@ def _dataset(run: Run, override: str | None) -> Dataset:
 
 
 def _export(
-    run: Run, dataset: Dataset, answer_share: float, folder: Path, pixels: npt.NDArray[np.uint8]
+    run: Run, dataset: Dataset, config: FreezeConfig, folder: Path, pixels: npt.NDArray[np.uint8]
 ) -> tuple[Calibrated, Answers]:
     """Write all formats; returns the calibrated model, and its answers to `pixels`, uint8 (N, H, W, 3), in Keras."""
     runtimes.import_tensorflow()
@@ -165,27 +192,26 @@ def _export(
     weights = checkpoints.load(run.uri, run.result["best_checkpoint"]).weights
     num_classes = len(run.said["classes"])
     model = export.plain_model(run.said["config"]["architecture"], pixels.shape[1:3], num_classes, weights)
-    calibrated = answering.calibrate(model, dataset.uri, dataset.manifest, run.said["config"], answer_share)
+    calibrated = answering.calibrate(model, dataset.uri, dataset.manifest, run.said["config"], config.answer_share)
     np.savez(folder / bundle.STATISTICS, **calibrated.statistics._asdict())
-    export.write_formats(calibrated.model, folder)
+    export.write_formats(calibrated.model, folder, config.written, calibrated.pixels)
     return calibrated, frozen.in_batches(runtimes.keras_predict(calibrated.model), pixels, num_classes)
 
 
-def _describe(run: Run, dataset: Dataset, split: str, folder: Path, limits: Limits) -> Description:
+def _describe(run: Run, dataset: Dataset, split: str, folder: Path, limits: Limits, licence: str | None) -> Description:
     config, result = run.said["config"], run.result
     training = {"run": run.uri, "checkpoint": result["best_checkpoint"], "config": config}
     training |= {name: result.get(name) for name in ("num_steps", "images_seen", "num_workers")}
-    manifest = dataset.manifest
     return Description(
         identity=run.identity(limits.answer_share),
         architecture=config["architecture"],
         labels=tuple(run.said["classes"]),
         input_px=(config["input_px"], config["input_px"]),
         preprocessing=_preprocessing(),
-        tensors=runtimes.TENSORS,
+        tensors={name: each for name, each in runtimes.TENSORS.items() if (folder / name).exists()},
         limits=limits,
         metrics={name: result[name] for name in ("validation", "test", "leak_aware") if result.get(name)},
-        dataset={"uri": dataset.uri, "version": manifest.version, "manifest_sha256": manifest.sha256},
+        dataset=_papers(dataset, licence),
         training=training,
         versions=installed.versions(_PACKAGES),
         agreement=(),
@@ -193,6 +219,13 @@ def _describe(run: Run, dataset: Dataset, split: str, folder: Path, limits: Limi
         created_at=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
         files=bundle.stored_files(folder),
     )
+
+
+def _papers(dataset: Dataset, licence: str | None) -> dict[str, Any]:
+    manifest = dataset.manifest
+    rows = {name: split.num_rows for name, split in manifest.splits.items()}
+    which = {"uri": dataset.uri, "version": manifest.version, "manifest_sha256": manifest.sha256}
+    return which | {"source": manifest.source, "num_rows": rows, "licence": licence}
 
 
 def _preprocessing() -> dict[str, str]:

@@ -234,7 +234,7 @@ def _open(runtime: str, folder: Path, description: Description, num_threads: int
 
 def opened(name: str, folder: Path, description: Description, num_threads: int | None = None) -> runtimes.Predict:
     """Open one of runtimes.FORMATS of a local bundle; FrozenModelError if it is not installed or does not open."""
-    runtime = runtimes.FORMATS[name]
+    runtime = (runtimes.FORMATS | runtimes.QUANTISED)[name]
     try:
         return runtime.open(folder, description, num_threads or int(os.environ.get("OMP_NUM_THREADS") or 0))
     except ImportError as error:

@@ -55,8 +55,13 @@ def download(dataset: str, cache_dir: str | None = None) -> str:
 
 def cached(dataset: str, cache_dir: str | None = None) -> str:
     """Path of the data set's zip, without asking Kaggle where the cache holds a whole copy."""
+    return kept(dataset, cache_dir) or download(dataset, cache_dir)
+
+
+def kept(dataset: str, cache_dir: str | None = None) -> str | None:
+    """Path of a whole copy in the cache, None where there is none; asks nobody."""
     target = _target(dataset, cache_dir)
-    return str(target) if _whole(target) else download(dataset, cache_dir)
+    return str(target) if _whole(target) else None
 
 
 def _target(dataset: str, cache_dir: str | None) -> Path:

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +24,15 @@ from fruitcnn.native_output import held_stderr
 
 Predict = Callable[[npt.NDArray[np.uint8]], Answers]
 
+ONNX, INT8 = "model.onnx", "model.int8.onnx"
 INPUT, OUTPUT, SCORE = "image", "probabilities", "unlike"
 ENCODED_SIGNATURE, SIGNATURE = "encoded", "serving_default"
 
 
 TENSORS: dict[str, dict[str, Any]] = {
     "frozen_graph.pb": {"input": f"{INPUT}:0", "output": f"{OUTPUT}:0", "score": f"{SCORE}:0"},
-    "model.onnx": {"input": INPUT, "output": OUTPUT, "score": SCORE},
+    ONNX: {"input": INPUT, "output": OUTPUT, "score": SCORE},
+    INT8: {"input": INPUT, "output": OUTPUT, "score": SCORE},
     LITE: {"input": INPUT, "output": OUTPUT, "score": SCORE},
     "saved_model": {
         SIGNATURE: {"input": INPUT, "output": OUTPUT, "score": SCORE},
@@ -86,7 +89,7 @@ def has_gpu() -> bool:
         return False
 
 
-def _openvino(folder: Path, _: Description, num_threads: int) -> Predict:
+def _openvino(folder: Path, _: Description, num_threads: int, file: str = ONNX) -> Predict:
     import openvino
 
     core = openvino.Core()
@@ -96,7 +99,7 @@ def _openvino(folder: Path, _: Description, num_threads: int) -> Predict:
         "INFERENCE_NUM_THREADS": num_threads,
         "ENABLE_CPU_PINNING": False,  # several actors of one node would all be pinned to the same cores
     }
-    compiled = core.compile_model(core.read_model(str(folder / "model.onnx")), "CPU", settings)
+    compiled = core.compile_model(core.read_model(str(folder / file)), "CPU", settings)
     request, lock = compiled.create_infer_request(), threading.Lock()
 
     def predict(pixels: npt.NDArray[np.uint8]) -> Answers:
@@ -107,13 +110,12 @@ def _openvino(folder: Path, _: Description, num_threads: int) -> Predict:
     return predict
 
 
-def _onnxruntime(folder: Path, _: Description, num_threads: int) -> Predict:
+def _onnxruntime(folder: Path, _: Description, num_threads: int, file: str = ONNX) -> Predict:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = num_threads, 3
-    path = str(folder / "model.onnx")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
     return lambda pixels: _answers(*session.run([OUTPUT, SCORE], {INPUT: pixels}))
 
 
@@ -199,8 +201,8 @@ def _answers(probabilities: Any, score: Any) -> Answers:
 
 
 RUNTIMES: dict[str, Runtime] = {
-    "openvino": Runtime("model.onnx", _openvino),
-    "onnxruntime": Runtime("model.onnx", _onnxruntime),
+    "openvino": Runtime(ONNX, _openvino),
+    "onnxruntime": Runtime(ONNX, _onnxruntime),
     "tensorflow": Runtime("saved_model", _tensorflow),
     "keras": Runtime("model.keras", _keras),
 }
@@ -210,3 +212,9 @@ FORMATS: dict[str, Runtime] = RUNTIMES | {
     "litert": Runtime(LITE, _litert),
 }
 """The runtimes, and what is only proven: formats that a person reads with tools of their own."""
+
+QUANTISED: dict[str, Runtime] = {
+    "openvino, int8": Runtime(INT8, partial(_openvino, file=INT8)),
+    "onnxruntime, int8": Runtime(INT8, partial(_onnxruntime, file=INT8)),
+}
+"""For tools of a person's own: answers near those of Keras, how near is measured; no job uses them."""

@@ -17,6 +17,7 @@ def main(config: FreezeConfig) -> None:
         _check(config.check)
         return
     from fruitcnn.freezing import freeze
+    from fruitcnn.runtimes import QUANTISED
 
     description = freeze(config, progress)
     rows = {"architecture": description.architecture, "classes": len(description.labels)}
@@ -24,6 +25,7 @@ def main(config: FreezeConfig) -> None:
     rows |= {
         each.format: f"same top-1 on {each.same_top1:.2%} of {each.num_images:,} images, "
         f"probabilities within {each.max_difference:.1e}, scores within {each.score_difference:.1e}"
+        + (f", accuracy {each.accuracy:.2%}" if each.format in QUANTISED else "")
         for each in description.agreement
     }
     limits = description.limits

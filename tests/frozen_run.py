@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fruitcnn import checkpoints, storage, synthetic
-from fruitcnn.freeze_config import FreezeConfig
+from fruitcnn.freeze_config import USUAL, FreezeConfig
 from fruitcnn.freezing import freeze
 from fruitcnn.images import DEFAULT_MAX_PIXELS
 from fruitcnn.manifest import Manifest, Split, StoredFile, publish
@@ -44,7 +44,8 @@ def bundle(base: Path) -> Frozen:
     folder = base / "frozen"
     dataset = write_dataset(folder / "dataset")
     run = write_run(folder / "run", dataset)
-    freeze(FreezeConfig(run=run, model=str(folder / "model"), num_golden=16), no_progress)
+    formats = (*USUAL, "int8")
+    freeze(FreezeConfig(run=run, model=str(folder / "model"), num_golden=16, formats=formats), no_progress)
     return Frozen(run, dataset, folder / "model")
 
 

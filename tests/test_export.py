@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,12 +47,40 @@ def again(made: Frozen, model: Path | str, run: str = "") -> Description:
 
 def test_every_format_is_compared_and_within_bounds(description: Description) -> None:
     found = {each.format: each for each in description.agreement}
-    assert {*found} == {*runtimes.FORMATS, "saved model, encoded"}
+    assert {*found} == {*runtimes.FORMATS, *runtimes.QUANTISED, "saved model, encoded"}
     for each in description.agreement:
         assert each.num_images == 48, "all of a small test split"
+        assert each.is_bound == (each.format in runtimes.FORMATS)
+        if each.format in runtimes.QUANTISED:
+            continue
         assert each.same_top1 >= (agreement.MIN_SAME_TOP1 if each.is_bound else 0.95)
         assert each.max_difference <= (frozen.MAX_DIFFERENCE if each.is_bound else 0.05)
-    assert not found["saved model, encoded"].is_bound
+
+
+def test_what_int8_costs_is_measured(description: Description) -> None:
+    """The weights are drawn at random, so its answers may be some way off; that they are not the same shows it is."""
+    found = {each.format: each for each in description.agreement}
+    for name in runtimes.QUANTISED:
+        assert 0.8 <= found[name].same_top1 <= 1
+        assert 0 < found[name].max_difference < 0.5
+        assert found[name].accuracy is not None
+    sizes = [description.files[name].num_bytes for name in (runtimes.INT8, runtimes.ONNX)]
+    assert sizes[0] < 0.7 * sizes[1]
+    assert all(found[name].images_per_second and found[name].one_image_ms for name in runtimes.FORMATS)
+
+
+def test_formats_are_chosen_and_what_the_jobs_read_is_always_there(made: Frozen, tmp_path: Path) -> None:
+    config = FreezeConfig(run=made.run, model=str(tmp_path / "model"), formats=("tflite",))
+    found = freeze(config, no_progress)
+    assert {name.split("/")[0] for name in found.files} == {
+        "model.onnx", "model.keras", "saved_model", "model.tflite", "golden.npz", "statistics.npz", "MODEL_CARD.md",
+        "card",
+    }  # fmt: skip
+    assert "frozen graph" not in {each.format for each in found.agreement}
+    assert [each.problem for each in frozen.check(str(tmp_path / "model"))] == [None] * 5
+    assert "cnn_fruit.weights.h5" not in (tmp_path / "model" / "MODEL_CARD.md").read_text()
+    with pytest.raises(UsageError, match=r"holds this model without cnn_fruit\.weights\.h5, frozen_graph\.pb; name"):
+        again(made, tmp_path / "model")
 
 
 def test_no_model_where_a_format_disagrees(made: Frozen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +177,18 @@ def test_card_says_how_to_load_each_file(made: Frozen, description: Description)
     card = (made.model / "MODEL_CARD.md").read_text()
     assert all(name.split("/")[0] in card for name in {*description.files} - {"MODEL_CARD.md"})
     assert all(f"| {each.format} | {each.file} |" in card for each in description.agreement)
+
+
+def test_card_shows_data_classes_training_and_what_was_confused(made: Frozen, description: Description) -> None:
+    card = (made.model / "MODEL_CARD.md").read_text()
+    pictures = re.findall(r"\]\((card/[^)]*)\)", card)
+    assert {*pictures} == {name for name in description.files if name.startswith("card/")}
+    assert len(pictures) == 4
+    assert all(Image.open(made.model / name).size[0] > 100 for name in pictures)
+    for name in CLASSES:
+        assert re.search(rf"^\| {re.escape(name)} \| 8 \| [\d.]+% \|$", card, re.MULTILINE)
+    for words in ("their licence: not known", "## Known limits", " taken for ", "pictures/s"):
+        assert words in card, words
 
 
 def test_description_tells_where_the_model_comes_from(made: Frozen, description: Description) -> None:

@@ -1,107 +1,27 @@
-// Whole pixels -> the model's input, as fruitcnn/images.py makes it: the same steps, in the same order and rounding.
+// Pixels -> the model's input, as fruitcnn/images.py makes it: the same steps, in the same order and rounding.
 //
-// 1. JPEG: images.py has libjpeg decode at M/8 of the size, M the smallest that is not under the input. Browsers decode
-//    whole, so this takes the M lowest frequencies of each block of 8x8 pixels, which is what libjpeg does. libjpeg does
-//    it before colours are made of luma and chroma, so results differ by half a grey level on average.
-// 2. By area, every axis that must shrink twofold or more (cv2.INTER_AREA).
-// 3. Linearly, what is left (cv2.INTER_LINEAR, with its 11-bit weights).
+// 1. By area, every axis that must shrink twofold or more (cv2.INTER_AREA).
+// 2. Linearly, what is left (cv2.INTER_LINEAR, with its 11-bit weights).
 
-// rows: an iterable of RGBA bytes, each a number of whole rows (a multiple of 8, except the last), top to bottom.
+// rows: an iterable of RGBA bytes, each a number of whole rows, top to bottom.
 // Returns uint8 (inputHeight, inputWidth, 3).
-export function shrink(rows, width, height, inputHeight, inputWidth, isJpeg) {
-  const eighths = isJpeg ? chooseEighths(width, height, inputWidth, inputHeight) : 8;
-  let size = { width, height };
-  let strips = rgb(rows, width);
-  if (eighths < 8) {
-    size = { width: Math.ceil((width * eighths) / 8), height: Math.ceil((height * eighths) / 8) };
-    strips = inBlocks(strips, eighths, size);
-  }
+export function shrink(rows, width, height, inputHeight, inputWidth) {
   const mid = {
-    width: size.width >= 2 * inputWidth ? inputWidth : size.width,
-    height: size.height >= 2 * inputHeight ? inputHeight : size.height,
+    width: width >= 2 * inputWidth ? inputWidth : width,
+    height: height >= 2 * inputHeight ? inputHeight : height,
   };
-  const pixels = byArea(strips, size, mid);
+  const pixels = byArea(rgb(rows, width), { width, height }, mid);
   return linearly(pixels, mid, { width: inputWidth, height: inputHeight });
 }
 
-export function chooseEighths(width, height, inputWidth, inputHeight) {
-  for (let m = 1; m < 8; m += 1) {
-    if (Math.ceil((width * m) / 8) >= inputWidth && Math.ceil((height * m) / 8) >= inputHeight) return m;
-  }
-  return 8;
-}
-
-// RGBA -> RGB, each row filled up to whole blocks with its last pixel, as encoders do.
 function* rgb(rows, width) {
-  const padded = Math.ceil(width / 8) * 8;
   for (const rgba of rows) {
-    const height = rgba.length / 4 / width;
-    const out = new Uint8ClampedArray(padded * height * 3);
-    for (let y = 0, from = 0, to = 0; y < height; y += 1) {
-      for (let x = 0; x < width; x += 1, from += 4, to += 3) {
-        out[to] = rgba[from]; out[to + 1] = rgba[from + 1]; out[to + 2] = rgba[from + 2];
-      }
-      for (let x = width; x < padded; x += 1, to += 3) out.copyWithin(to, to - 3, to);
+    const data = new Uint8Array((rgba.length / 4) * 3);
+    for (let from = 0, to = 0; from < rgba.length; from += 4, to += 3) {
+      data[to] = rgba[from]; data[to + 1] = rgba[from + 1]; data[to + 2] = rgba[from + 2];
     }
-    yield { data: out, height, width: padded };
+    yield { data, height: rgba.length / 4 / width, width };
   }
-}
-
-// (8 pixels) -> (M pixels): a cosine transform, and one back of its low end.
-function blockMatrix(m) {
-  const cosine = (size, frequency, place) =>
-    Math.sqrt((frequency ? 2 : 1) / size) * Math.cos((Math.PI * (2 * place + 1) * frequency) / (2 * size));
-  const matrix = new Float64Array(m * 8);
-  for (let out = 0; out < m; out += 1) {
-    for (let place = 0; place < 8; place += 1) {
-      let sum = 0;
-      for (let frequency = 0; frequency < m; frequency += 1) sum += cosine(m, frequency, out) * cosine(8, frequency, place);
-      matrix[out * 8 + place] = Math.sqrt(m / 8) * sum;
-    }
-  }
-  return matrix;
-}
-
-// Strips shrunk to M/8; their width may be more than scaled.width, by what the last block was filled up with.
-function* inBlocks(strips, m, scaled) {
-  const matrix = blockMatrix(m);
-  let rowsLeft = scaled.height;
-  for (const { data, height, width } of strips) {
-    const outWidth = (width / 8) * m;
-    const outHeight = Math.min(Math.ceil(height / 8) * m, rowsLeft);
-    rowsLeft -= outHeight;
-    const half = shrinkAcross(data, width, height, matrix, m);
-    const stride = outWidth * 3;
-    const out = new Uint8ClampedArray(outHeight * stride); // rounds and clamps
-    const sums = new Float64Array(stride);
-    for (let y = 0; y < outHeight; y += 1) {
-      const block = Math.floor(y / m) * 8;
-      sums.fill(0);
-      for (let i = 0; i < 8; i += 1) {
-        const weight = matrix[(y % m) * 8 + i];
-        const from = Math.min(block + i, height - 1) * stride;
-        for (let x = 0; x < stride; x += 1) sums[x] += weight * half[from + x];
-      }
-      out.set(sums, y * stride);
-    }
-    yield { data: out, height: outHeight, width: outWidth };
-  }
-}
-
-function shrinkAcross(data, width, height, matrix, m) {
-  const half = new Float32Array((width / 8) * m * height * 3);
-  for (let block = 0, to = 0; block < data.length; block += 24) {
-    for (let k = 0; k < m * 8; k += 8) {
-      let [red, green, blue] = [0, 0, 0];
-      for (let i = 0, from = block; i < 8; i += 1, from += 3) {
-        const weight = matrix[k + i];
-        red += weight * data[from]; green += weight * data[from + 1]; blue += weight * data[from + 2];
-      }
-      half[to] = red; half[to + 1] = green; half[to + 2] = blue;
-      to += 3;
-    }
-  }
-  return half;
 }
 
 // For each of `to` places, the first of the `from` places that it covers, and their shares, which add up to 1.

@@ -1,13 +1,14 @@
-// A worker of the page: decodes a picture, shrinks it as the server does (pixels.js), and runs model.onnx on it.
+// A worker of the page: decodes a picture and shrinks it as the server does (jpeg.js, pixels.js), runs model.onnx on it.
 
 import * as ort from "/page/vendor/ort.wasm.min.mjs";
+import { PictureError, decodeJpeg } from "/page/jpeg.js";
 import { shrink } from "/page/pixels.js";
 
 ort.env.wasm.wasmPaths = "/page/vendor/";
 ort.env.wasm.numThreads = 1; // more need headers that would shut the page off from others
 ort.env.logLevel = "error";
 
-const ROWS_AT_A_TIME = 256; // a multiple of 8: whole JPEG blocks
+const ROWS_AT_A_TIME = 256;
 let about;
 let session;
 let queue = Promise.resolve();
@@ -40,25 +41,45 @@ async function sha256(bytes) {
 
 async function classify(file) {
   if (!file.size) return { status: "rejected", cause: "empty", detail: "0 bytes" };
-  let bitmap;
+  let picture;
   try {
-    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", imageOrientation: "from-image" });
-  } catch {
+    picture = (await ourOwn(file)) ?? (await theBrowsers(file));
+  } catch (error) {
+    if (error instanceof PictureError) return { status: "rejected", cause: error.cause, detail: error.message };
     return { status: "rejected", cause: "not-an-image", detail: "this browser cannot read it" };
   }
-  const { width, height } = bitmap;
-  if (width * height > about.max_pixels) {
-    bitmap.close();
-    const detail = `${width}x${height} pixels, more than the ${about.max_pixels.toLocaleString("en")} allowed`;
-    return { status: "rejected", cause: "too-large", detail };
-  }
-  const isJpeg = await startsWith(file, [0xff, 0xd8, 0xff]);
-  const [inputHeight, inputWidth] = about.input_px;
-  const pixels = shrink(rowsOf(bitmap), width, height, inputHeight, inputWidth, isJpeg);
-  bitmap.close();
-  const feeds = { image: new ort.Tensor("uint8", pixels, [1, inputHeight, inputWidth, 3]) };
+  const { width, height, pixels } = picture;
+  const feeds = { image: new ort.Tensor("uint8", pixels, [1, ...about.input_px, 3]) };
   const found = await session.run(feeds);
   return { width, height, ...answer(found.probabilities.data, found.unlike.data[0]) };
+}
+
+// A JPEG, decoded as the server decodes it; null for any other file.
+async function ourOwn(file) {
+  if (!(await startsWith(file, [0xff, 0xd8, 0xff]))) return null;
+  const [inputHeight, inputWidth] = about.input_px;
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  const found = decodeJpeg(bytes, inputWidth, inputHeight, about.max_pixels);
+  if (!found) return null;
+  const pixels = shrink([found.data], found.width, found.height, inputHeight, inputWidth);
+  return { width: found.fullWidth, height: found.fullHeight, pixels };
+}
+
+async function theBrowsers(file) {
+  const [inputHeight, inputWidth] = about.input_px;
+  const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", imageOrientation: "from-image" });
+  const { width, height } = bitmap;
+  try {
+    if (width * height > about.max_pixels) throw tooLarge(width, height);
+    return { width, height, pixels: shrink(rowsOf(bitmap), width, height, inputHeight, inputWidth) };
+  } finally {
+    bitmap.close();
+  }
+}
+
+function tooLarge(width, height) {
+  const detail = `${width}x${height} pixels, more than the ${about.max_pixels.toLocaleString("en")} allowed`;
+  return new PictureError("too-large", detail);
 }
 
 function answer(probabilities, unlike) {
