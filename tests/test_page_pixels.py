@@ -140,6 +140,20 @@ def test_damaged_jpegs_have_the_cause_that_the_server_says(tmp_path: Path) -> No
     assert decoded(tmp_path, files[-1:], (32, 32), 640 * 480 - 1) == ["too-large"]
 
 
+def test_bytes_changed_anywhere_do_no_harm(tmp_path: Path) -> None:
+    """Decoded, left to the browser, or rejected with a cause: no other error, and no loop without end."""
+    random, files = np.random.default_rng(0), []
+    for options in ({"subsampling": 2}, {"progressive": True, "restart_marker_blocks": 2}):
+        whole = np.frombuffer(jpeg(0, (100, 100), **options), np.uint8)
+        for number in range(200):
+            damaged = whole.copy()
+            where = random.integers(2, 600 if number % 2 else len(whole), 3)
+            damaged[where] = random.integers(0, 256, 3)
+            files.append(damaged.tobytes())
+    found = {each if isinstance(each, str | None) else "decoded" for each in decoded(tmp_path, files, (32, 32), 10**6)}
+    assert {"decoded", "corrupt"} <= found <= {"decoded", "corrupt", "truncated", "too-large", None}
+
+
 def test_what_it_does_not_read_is_left_to_the_browser(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels_of(0, (60, 40))).convert("CMYK").save(buffer, "JPEG")

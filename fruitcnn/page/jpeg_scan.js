@@ -7,7 +7,7 @@ export function decodeScan(file, segment, at, zigzag, PictureError) {
   const { frame } = file;
   const chosen = Array.from({ length: segment[0] }, (_, i) => {
     const component = frame.components.find((each) => each.id === segment[1 + 2 * i]);
-    if (!component) throw new PictureError("corrupt", "a scan of an unknown colour");
+    if (!component || !file.quantisers[component.quantiser]) throw new PictureError("corrupt", "a scan without its tables");
     return Object.assign(component, { dc: file.dc[segment[2 + 2 * i] >> 4], ac: file.ac[segment[2 + 2 * i] & 15], last: 0 });
   });
   const [first, end, bits] = segment.subarray(1 + 2 * segment[0], 4 + 2 * segment[0]);
