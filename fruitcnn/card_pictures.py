@@ -60,7 +60,8 @@ def curves(file: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
                 axes.plot(*zip(*points, strict=True), color=colour, marker=mark, markersize=4, label=kind)
         axes.set_xlabel("pictures seen")
         axes.set_title(value, loc="left")
-        axes.legend(frameon=False)
+        if axes.lines:
+            axes.legend(frameon=False)
     _save(figure, file)
 
 

@@ -21,7 +21,8 @@ from tests.frozen_run import CLASSES, INPUT_PX
 
 FILES = (
     "model.json", "golden.npz", "statistics.npz", "MODEL_CARD.md", "model.keras", "cnn_fruit.weights.h5",
-    "frozen_graph.pb", "model.onnx", "model.tflite",
+    "frozen_graph.pb", "model.onnx", "model.tflite", "model.int8.onnx",
+    "card/accuracy.png", "card/classes.png", "card/confusion.png", "card/curves.png",
     "saved_model/saved_model.pb", "saved_model/fingerprint.pb", "saved_model/variables/variables.index",
     "saved_model/variables/variables.data-00000-of-00001",
 )  # fmt: skip
