@@ -2,9 +2,9 @@
 
     python bench/scaling.py [classify] [train] [--work FOLDER]
 
-A "node" of the measurement is a Ray node on this machine, of one CPU or two; no more CPUs than cores. What two nodes
-take stands beside what the costs of one node predict. Beyond that it is extrapolation: the network between hosts and
-other users of the store are not in it.
+A "node" of the measurement is a Ray node on this machine, held to one core or two of its own; no more of them than
+cores. What two nodes take stands beside what the costs of one node predict. Beyond that it is extrapolation: the
+network between hosts and other users of the store are not in it.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from bench.data import Data, open_data
 from bench.machine import machine
 from bench.measure import ROOT, run_process
 from bench.nodes import Job, classify, command, nodes, train
-from fruitcnn.scaling import ClassifyCosts, Cluster, TrainCosts, forecast_train, simulate_classify
+from fruitcnn.scaling import ClassifyCosts, Cluster, Forecast, TrainCosts, forecast_train, simulate_classify
 
 RESULTS = ROOT / "bench" / "scaling.json"
 _SMALL, _LARGE = 20_000, 200_000
@@ -78,26 +78,38 @@ def _classify(data: Data, scratch: Path) -> dict[str, Any]:
         commit_seconds=0,
     )
     predicted = simulate_classify(
-        costs.model_copy(update={"listing_per_second": 1e12}), Cluster(2, 1), _LARGE, _PART_IMAGES
+        costs.model_copy(update={"listing_per_second": 1e12, "requests_per_image": 0}),
+        Cluster(2, 1),
+        _LARGE,
+        _PART_IMAGES,
     )
     print("\nclassify: costs " + _worded(costs.model_dump()))
     print(f"before the first part, Ray's start and listing: {many.start_seconds:.1f} s of a job")
     _compare("classify, one node of 2 CPUs", one, "two nodes of 1 CPU", two)
-    _predicted(f"classify, two nodes, {_LARGE:,} images", predicted.seconds, two.work_seconds)
-    print(f"\n{_IMAGES:,} objects in S3, nodes of {_CORES} such cores, parts of {_PART_IMAGES:,} (extrapolated)")
-    print(f"{'nodes':>6} {'hours':>8} {'images/s':>10}  busy")
-    forecast = {num: simulate_classify(costs, Cluster(num, _CORES), _IMAGES, _PART_IMAGES) for num in _NODES}
-    for num, each in forecast.items():
-        busy = sorted(each.busy.items(), key=lambda item: -item[1])[:3]
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in busy)
-        print(f"{num:>6} {each.seconds / 3600:>8.2f} {each.images_per_second:>10,.0f}  {shares}")
+    print(f"classify, {_LARGE:,} images: one node of 1 CPU {many.work_seconds:.1f} s")
+    _predicted(f"classify, two nodes of 1 CPU, {_LARGE:,} images", predicted.seconds, two.work_seconds)
+    archives = _forecast(costs, "in archives", 0.01)
+    objects = _forecast(costs, "as objects of one prefix", 1)
     jobs = {"one_node": one, "two_nodes": two, "one_cpu": many}
     return {
         "costs": costs.model_dump(),
         "jobs": {name: job._asdict() for name, job in jobs.items()},
         "two_nodes_predicted_seconds": predicted.seconds,
-        "forecast": {num: each._asdict() for num, each in forecast.items()},
+        "archives": {num: each._asdict() for num, each in archives.items()},
+        "objects": {num: each._asdict() for num, each in objects.items()},
     }
+
+
+def _forecast(costs: ClassifyCosts, name: str, requests: float) -> dict[int, Forecast]:
+    print(f"\n{_IMAGES:,} pictures {name}, nodes of {_CORES} such cores, parts of {_PART_IMAGES:,} (extrapolated)")
+    print(f"{'nodes':>6} {'hours':>8} {'images/s':>10}  busy")
+    given = costs.model_copy(update={"requests_per_image": requests})
+    forecast = {num: simulate_classify(given, Cluster(num, _CORES), _IMAGES, _PART_IMAGES) for num in _NODES}
+    for num, each in forecast.items():
+        busy = sorted(each.busy.items(), key=lambda item: -item[1])[:3]
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in busy)
+        print(f"{num:>6} {each.seconds / 3600:>8.2f} {each.images_per_second:>10,.0f}  {shares}")
+    return forecast
 
 
 def _train(data: Data, scratch: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fruitcnn import runs, storage, warm
 from fruitcnn.errors import UsageError
@@ -73,7 +74,9 @@ def _claim(config: TrainConfig) -> tuple[TrainConfig, Facts]:
 
 
 def _train(config: TrainConfig, facts: Facts, progress: Progress, called_at: float) -> None:
-    board = ray.remote(num_cpus=0)(_Board).remote()
+    # On the driver's own node: on any other it would be lost with that node, and the run with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
     total = facts.num_steps * config.global_batch_size
     with progress("train", total, "images") as update, _following(board, update):
         _fit(config, facts, board, called_at)

@@ -44,7 +44,7 @@ class SubmitConfig(BaseModel):
     )
     image: str | None = Field(None, description="container image of --as rayjob; by default the one in the manifest")
     pass_credentials: bool = Field(
-        False, description="send this machine's AWS and Kaggle keys along, sealed with the cluster's token"
+        False, description="send this machine's AWS, Kaggle and MLflow keys along, sealed with the cluster's token"
     )
     extra: Literal["cpu", "gpu"] = Field("cpu", description="dependencies to install where the cluster lacks them")
 
