@@ -26,7 +26,11 @@ class RetrainConfig(TrainingChoices):
         0.25, gt=0, description="train when the confidences of --recent differ by more (population stability index)"
     )
     force: bool = Field(False, description="train whatever came")
-    start: Literal["fresh", "warm"] = Field("fresh", description="train afresh, or from the champion's weights")
+    start: Literal["fresh", "warm"] = Field(
+        "fresh",
+        description="train afresh, or from the champion's weights (then shorter, and at a smaller --learning-rate, "
+        "than afresh)",
+    )
     learning_rate: float | None = Field(None, description="largest learning rate")
     seed: int = Field(0, ge=0, description="seed of the first challenger; each later one adds 1")
     thresholds: str | None = Field(None, description="YAML file of what a challenger must show: see README")

@@ -72,11 +72,18 @@ def _follow(client: Any, uri: str) -> None:
         # Of a challenger whose work gc removed there is nothing left to copy.
         if record.evidence.get("work") and str(record.number) not in known and runs.result(_run_uri(uri, record)):
             _log_decision(client, uri, record)
-    champion = registry.champion(log)
-    for found in client.search_model_versions(f"name='{_experiment()}'"):
-        if found.tags.get(_REGISTRY) == uri and found.tags.get(_VERSION) == str(champion):
-            client.set_registered_model_alias(_experiment(), ALIAS, found.version)
-            return
+    _point(client, uri, registry.champion(log))
+
+
+def _point(client: Any, uri: str, champion: int | None) -> None:
+    """Put the alias on the champion; away from all where MLflow has not got it, as when a person added it by hand."""
+    there = client.search_model_versions(f"name='{_experiment()}'")
+    wanted = {_REGISTRY: uri, _VERSION: str(champion)}.items()
+    found = [each for each in there if wanted <= each.tags.items()]
+    if found:
+        client.set_registered_model_alias(_experiment(), ALIAS, found[0].version)
+    elif there:
+        client.delete_registered_model_alias(_experiment(), ALIAS)
 
 
 def _known_records(client: Any, uri: str) -> set[str]:

@@ -21,6 +21,7 @@ from fruitcnn import registry, storage, tracking, versions
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.retrain import Challenge
 from tests.night import CheapStages, night, world
+from tests.tiny_bundle import write_bundle
 
 SERVER_VARIABLE = "FRUITCNN_MLFLOW"
 
@@ -128,6 +129,10 @@ def test_nights_become_runs_with_curves_evidence_and_a_model_version(
     versions.roll_back(uri, None, "calls lemons limes")
     tracking.follow(uri)
     assert champion() == "1"
+    versions.promote(uri, versions.add(uri, write_bundle(tmp_path / "by-hand")), "a person's own")
+    for _ in range(2):
+        tracking.follow(uri)  # of what no night made, MLflow has nothing to point to
+    assert "champion" not in client.get_registered_model(name).aliases
     kept = client.download_artifacts(runs[1].info.run_id, "model/model.json", str(tmp_path))
     assert Path(kept).read_bytes() == Path(registry.version_uri(uri, 2), "model.json").read_bytes()
 
