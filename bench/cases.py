@@ -60,6 +60,42 @@ def train(data: Data) -> Case:
     return Case("train", what, Side("fruitcnn, one worker", ours), (Side("Keras fit", other),))
 
 
+def group(data: Data) -> Case:
+    """Two workers with half of the cores each against one process with all of them, on the same global batches."""
+    networks = (("small_cnn", 32, 64), ("small_cnn", 32, 512), ("custom_cnn", 100, 64))
+
+    def side(num_workers: int) -> Callable[[Path], Rates]:
+        def turn(_: Path) -> Rates:
+            rates = {}
+            for architecture, size_px, batch in networks:
+                flags = ("--architecture", architecture, "--batch", str(batch), "--workers", str(num_workers))
+                said = _python("bench.sides.our_steps", str(data.training_pixels(size_px)), *flags).json()
+                rates[f"{architecture} at {size_px}x{size_px}, batch {batch}"] = said["num_images"] / said["seconds"]
+            return rates
+
+        return turn
+
+    what = "steps with AdamW, no augmentation, pixels in memory; start-up not counted"
+    return Case("group", what, Side("fruitcnn, two workers", side(2)), (Side("fruitcnn, one worker", side(1)),))
+
+
+def checkpoints(data: Data) -> Case:
+    """The loop that writes its state every few seconds against one that writes it at the end only."""
+    pixels = str(data.training_pixels())
+
+    def side(seconds: float) -> Callable[[Path], Rates]:
+        def turn(folder: Path) -> Rates:
+            flags = ("--checkpoint-seconds", str(seconds))
+            said = _python("bench.sides.our_loop", pixels, str(folder / "run"), *flags).json()
+            return {name: said["num_images"] / said[key] for name, key in _STEPS.items()}
+
+        return turn
+
+    what = "base_cnn at 32x32, batch 64, averaged weights, one process; by default jobs.train writes every 60 s"
+    ours = Side("a checkpoint every 5 s", side(5))
+    return Case("checkpoints", what, ours, (Side("one at the end", side(1e6)),))
+
+
 def classify(data: Data) -> Case:
     """jobs.classify against what people do today, and against what the machine allows; whole processes, two sizes."""
     folders = {number: data.pictures(number) for number in (_SMALL, _LARGE)}
@@ -171,6 +207,8 @@ CASES: dict[str, Callable[[Data], Case]] = {
     "plan": plan,
     "shard": shard,
     "train": train,
+    "group": group,
+    "checkpoints": checkpoints,
     "classify": classify,
     "archive": archive,
     "photographs": photographs,

@@ -67,9 +67,9 @@ class Data(NamedTuple):
         """A frozen model, trained for a moment only: it costs as much to run as a good one."""
         return _made(self.folder / "model", self._freeze)
 
-    def training_pixels(self) -> Path:
-        """A folder of images.npy, uint8 (N, 32, 32, 3), and labels.npy, int64 (N,): the training split decoded."""
-        return _made(self.folder / "pixels", self._decode)
+    def training_pixels(self, size_px: int = _INPUT_PX) -> Path:
+        """A folder of images.npy, uint8 (N, size_px, size_px, 3), and labels.npy, int64 (N,): the training split."""
+        return _made(self.folder / f"pixels-{size_px}", lambda folder: self._decode(folder, size_px))
 
     def _unpack(self, folder: Path) -> None:
         from fruitcnn.sources import open_source
@@ -102,10 +102,10 @@ class Data(NamedTuple):
         _job("train", dataset=self.dataset(), run=run, images_seen=_TRAINED_IMAGES, num_evaluations=1)
         _job("freeze", run=run, model=folder)
 
-    def _decode(self, folder: Path) -> None:
+    def _decode(self, folder: Path, size_px: int) -> None:
         from fruitcnn.pixels import load_pixels
 
-        found = load_pixels(str(self.dataset()), "train", (_INPUT_PX, _INPUT_PX), cache_dir=str(self.folder / "cache"))
+        found = load_pixels(str(self.dataset()), "train", (size_px, size_px), cache_dir=str(self.folder / "cache"))
         np.save(folder / "images.npy", found.pixels)
         np.save(folder / "labels.npy", found.labels)
 

@@ -30,7 +30,7 @@ _EXECUTION = frozenset(
 PRESETS: dict[str, dict[str, Any]] = {
     "speed": {
         "architecture": "small_cnn",
-        "images_seen": 80_000,
+        "images_seen": 64_000,
         "learning_rate": 4e-3,
         "global_batch_size": 64,
         "schedule": "cosine",
@@ -125,7 +125,7 @@ class TrainConfig(Augmentation):
     global_batch_size: int = Field(64, ge=1, description="rows of one step over all workers together")
     ghost_rows: int = Field(32, ge=2, description="rows over which batch statistics are taken, whatever a worker holds")
     epochs: float = Field(0.0, ge=0, description="passes over the training rows; 0 follows images_seen")
-    images_seen: int = Field(80_000, ge=1, description="training length in pictures where epochs is 0")
+    images_seen: int = Field(64_000, ge=1, description="training length in pictures where epochs is 0")
     max_epochs: int = Field(
         30, ge=1, description="passes after which images_seen is cut off: small data sets need fewer"
     )

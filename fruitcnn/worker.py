@@ -118,7 +118,8 @@ def make_strategy(world_size: int, num_threads: int) -> Any:
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    # A second one works on what a convolution leaves idle; more only switch between each other.
+    tf.config.threading.set_inter_op_parallelism_threads(min(2, num_threads))
     if world_size == 1:
         return tf.distribute.get_strategy()
     return tf.distribute.MultiWorkerMirroredStrategy()

@@ -138,23 +138,26 @@ def test_killed_at_random_steps_a_run_ends_as_one_never_killed(dataset: str, und
     run, kills = tmp_path / "run", list[int]()
     draw = random.Random(int(os.environ.get("FRUITCNN_SEED", "0")))
     for number in range(NUM_ROUNDS // 2):
-        killer = threading.Thread(target=kill_twice, args=(run, draw, kills), daemon=True)
+        ended = threading.Event()
+        killer = threading.Thread(target=kill_twice, args=(run, draw, kills, ended), daemon=True)
         killer.start()
-        with pytest.raises((ray.train.TrainingFailedError, ray.exceptions.RayActorError)):
+        with pytest.raises((ray.train.TrainingFailedError, ray.exceptions.RayActorError)) as caught:
             train(config(dataset, run, num_workers=2 - number % 2, max_failures=1), silent)
+        ended.set()
         killer.join()
+        assert len(kills) == 2 * (number + 1), f"the run ended of something else: {caught.value}"
     train(config(dataset, run, num_workers=1), silent)
     print(f"\nkilled {len(kills)} times, when the newest checkpoints were {kills} of {NUM_STEPS}")
-    assert len(kills) == NUM_ROUNDS // 2 * 2
     assert_as_planned(config(dataset, run), undisturbed)
 
 
-def kill_twice(run: Path, draw: random.Random, kills: list[int]) -> None:
-    """Kill a random worker some steps from here, and another one some steps after that."""
+def kill_twice(run: Path, draw: random.Random, kills: list[int], ended: threading.Event) -> None:
+    """Kill a random worker some steps from here, and another one some steps after that, unless the run has `ended`."""
     for _ in range(2):
         target, pause = last_step(run) + draw.randint(1, 6), draw.random() / 2
         while last_step(run) < target or not workers():
-            time.sleep(0.05)
+            if ended.wait(0.05):
+                return
         time.sleep(pause)
         kills.append(last_step(run))
         draw.choice(workers()).send_signal(signal.SIGKILL)

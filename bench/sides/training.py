@@ -6,7 +6,7 @@ import numpy as np
 
 BATCH = 64
 PROBE_STEPS = 64
-"""Steps that warm up (graph building, memory pools), and then as many that tell how long to measure."""
+"""Steps of BATCH rows that warm up (graph building, memory pools), and then as many that tell how long to measure."""
 
 _MEASURED_SECONDS = 8.0
 
