@@ -34,8 +34,8 @@ class Server(NamedTuple):
     model: str
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(scope="module", params=["", pytest.param("--haproxy", marks=pytest.mark.long)])
+def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server with two replicas; it takes few requests at a time, so that a test can overload it."""
     folder = tmp_path_factory.mktemp("serving")
     model = tiny_bundle.write_bundle(folder / "model")
@@ -44,6 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "jobs.serve", "--model", model, "--port", str(port), "--min-replicas", "2"]
     command += ["--max-body-bytes", str(MAX_BODY_BYTES), "--max-ongoing-requests", "4", "--max-queued-requests", "4"]
+    command += [request.param] if request.param else []
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, text=True, env=environment)
