@@ -37,11 +37,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="batch sizes; 1 is no batching")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--haproxy", action="store_true", help="as jobs.serve has it")
     asked = parser.parse_args()
     data = asked.picture.read_bytes()
     print("| batching | clients | requests/s | p50 ms | p99 ms | refused |\n|---|---|---|---|---|---|", flush=True)
     for batch_size in asked.batch:
-        with server(asked.model, batch_size) as port:
+        with server(asked.model, batch_size, has_haproxy=asked.haproxy) as port:
             asyncio.run(load(port, data, 4, 2.0))  # the first requests warm it up
             for num_clients in asked.clients:
                 found = asyncio.run(load(port, data, num_clients, asked.seconds))
@@ -54,13 +55,14 @@ def main() -> None:
 
 
 @contextmanager
-def server(model: str, batch_size: int, top_k: int = 5) -> Iterator[int]:
+def server(model: str, batch_size: int, top_k: int = 5, has_haproxy: bool = False) -> Iterator[int]:
     """jobs.serve with one replica, in a process of its own; yields its port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "jobs.serve", "--model", model, "--port", str(port), "--max-replicas", "1"]
     command += ["--batch-size", str(batch_size), "--max-ongoing-requests", "64", "--top-k", str(top_k)]
+    command += ["--haproxy"] if has_haproxy else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
