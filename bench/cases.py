@@ -1,16 +1,18 @@
 """The cases: what is compared, with which processes. A new one is one more function in CASES."""
 
+import atexit
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from bench.data import Data
 from bench.measure import BenchError, Case, Finished, Rates, Side, run_process
 
-_SMALL, _LARGE = 5_000, 20_000
+_OBJECTS = 10_000
 _PHOTOGRAPHS = 200
 _NAMES = 1_000_000
 _PYTHON = (sys.executable, "-m")
@@ -98,7 +100,7 @@ def checkpoints(data: Data) -> Case:
 
 def classify(data: Data) -> Case:
     """jobs.classify against what people do today, and against what the machine allows; whole processes, two sizes."""
-    folders = {number: data.pictures(number) for number in (_SMALL, _LARGE)}
+    folders = {number: data.pictures(number) for number in data.sizes}
     model = data.model()
     others = [
         (
@@ -115,7 +117,7 @@ def classify(data: Data) -> Case:
     return Case("classify", what, Side("jobs.classify", _classify_at_each_size(model, folders)), sides)
 
 
-def _classify_at_each_size(model: Path, folders: dict[int, Path]) -> Callable[[Path], Rates]:
+def _classify_at_each_size(model: Path, folders: Mapping[int, Path | str]) -> Callable[[Path], Rates]:
     def turn(folder: Path) -> Rates:
         seconds = {}
         for number, images in folders.items():
@@ -129,7 +131,7 @@ def _classify_at_each_size(model: Path, folders: dict[int, Path]) -> Callable[[P
     return turn
 
 
-def _at_each_size(command: Sequence[object], folders: dict[int, Path]) -> Callable[[Path], Rates]:
+def _at_each_size(command: Sequence[object], folders: Mapping[int, Path | str]) -> Callable[[Path], Rates]:
     """A side that takes the pictures' folder and a place for its result, and says num_images at the end."""
 
     def turn(folder: Path) -> Rates:
@@ -145,15 +147,15 @@ def _at_each_size(command: Sequence[object], folders: dict[int, Path]) -> Callab
 
 def archive(data: Data) -> Case:
     """The same pictures from one zip against the folder."""
-    folder, model = data.pictures(_LARGE), data.model()
-    packed = data.zipped(_LARGE)
+    num_images, model = data.sizes[-1], data.model()
+    folder, packed = data.pictures(num_images), data.zipped(num_images)
 
     def side(images: Path) -> Callable[[Path], Rates]:
         def turn(scratch: Path) -> Rates:
             out = scratch / "predictions"
             arguments = ("--model", str(model), "--images", str(images), "--predictions", str(out))
             seconds = _python("jobs.classify", *arguments).seconds
-            return {f"whole process, {_LARGE:,} images": _LARGE / seconds}
+            return {f"whole process, {num_images:,} images": num_images / seconds}
 
         return turn
 
@@ -166,13 +168,26 @@ def photographs(data: Data) -> Case:
     images, model = data.photographs(_PHOTOGRAPHS), data.model()
     sizes = {_PHOTOGRAPHS: images}
     keras = _at_each_size([*_PYTHON, "bench.sides.keras_predict", model / "model.keras"], sizes)
+    ours = Side("jobs.classify", _classify_at_each_size(model, sizes))
+    others = (Side("Keras: image_dataset_from_directory, predict", keras),)
+    return Case("photographs", "drawn JPEGs of 3000x2000", ours, others)
 
-    def only_whole(turn: Callable[[Path], Rates]) -> Callable[[Path], Rates]:
-        return lambda folder: {key: rate for key, rate in turn(folder).items() if key.startswith("whole")}
 
-    what = "drawn JPEGs of 3000x2000"
-    ours = Side("jobs.classify", only_whole(_classify_at_each_size(model, sizes)))
-    return Case("photographs", what, ours, (Side("Keras: image_dataset_from_directory, predict", only_whole(keras)),))
+def s3(data: Data) -> Case:
+    """The same pictures from a bucket on this machine against boto3 with as many requests in flight."""
+    from cluster.local_s3 import local_s3
+    from fruitcnn import storage
+
+    until_the_end = ExitStack()
+    atexit.register(until_the_end.close)
+    server = until_the_end.enter_context(local_s3(data.folder / "s3"))
+    os.environ.update(server.environment)
+    sizes = {_OBJECTS: f"s3://{server.bucket}/pictures"}
+    storage.upload_directory(data.pictures(_OBJECTS), sizes[_OBJECTS])
+    model = data.model()
+    boto3 = _at_each_size([*_PYTHON, "bench.sides.boto3_openvino", model / "model.onnx"], sizes)
+    ours = Side("jobs.classify", _classify_at_each_size(model, sizes))
+    return Case("s3", "small objects of a local S3", ours, (Side("boto3, 32 threads, OpenVINO", boto3),))
 
 
 def plan(data: Data) -> Case:
@@ -212,6 +227,7 @@ CASES: dict[str, Callable[[Data], Case]] = {
     "classify": classify,
     "archive": archive,
     "photographs": photographs,
+    "s3": s3,
 }
 
 
@@ -220,10 +236,11 @@ def _two_sizes(seconds: dict[int, float]) -> Rates:
     whole = {f"whole process, {number:,} images": number / taken for number, taken in seconds.items()}
     if len(seconds) == 1:
         return whole
-    extra_seconds = seconds[_LARGE] - seconds[_SMALL]
+    small, large = seconds
+    extra_seconds = seconds[large] - seconds[small]
     if extra_seconds <= 0:  # On a busy machine the larger run may be the quicker one; then no rate is known.
         return whole
-    return whole | {f"marginal, {_SMALL:,} to {_LARGE:,}": (_LARGE - _SMALL) / extra_seconds}
+    return whole | {f"marginal, {small:,} to {large:,}": (large - small) / extra_seconds}
 
 
 def _require(got: int, wanted: int, who: str) -> None:

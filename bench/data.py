@@ -17,6 +17,7 @@ from bench.measure import BenchError, run_process
 DRAWN = "synthetic:24x240"
 """Where FRUITCNN_FRUITS360 is not set."""
 
+SIZES = (5_000, 20_000)
 _INPUT_PX = 32
 _TRAINED_IMAGES = 6_400
 _FILES_IN_FOLDER = 1_000
@@ -27,6 +28,8 @@ class Data(NamedTuple):
 
     source: str
     folder: Path
+    sizes: tuple[int, int] = SIZES
+    """Numbers of pictures of a whole job, small and large."""
 
     @property
     def label(self) -> str:
@@ -110,7 +113,7 @@ class Data(NamedTuple):
         np.save(folder / "labels.npy", found.labels)
 
 
-def open_data(source: str | None, work: Path) -> Data:
+def open_data(source: str | None, work: Path, sizes: tuple[int, int] = SIZES) -> Data:
     """The data of the source that FRUITCNN_FRUITS360 names, or of drawn fruit where `source` is empty.
 
     Raises BenchError if there is no such file.
@@ -119,7 +122,7 @@ def open_data(source: str | None, work: Path) -> Data:
         raise BenchError(f"FRUITCNN_FRUITS360: got {source}, wanted a zip of pictures")
     chosen = str(Path(source).expanduser().resolve()) if source else DRAWN
     said = f"{chosen} {Path(chosen).stat().st_size if source else ''}"
-    return Data(chosen, work / hashlib.sha256(said.encode()).hexdigest()[:12])
+    return Data(chosen, work / hashlib.sha256(said.encode()).hexdigest()[:12], sizes)
 
 
 def _draw_photographs(folder: Path, num_images: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.cases import CASES
 from bench.chart import draw
-from bench.data import Data, open_data
+from bench.data import SIZES, Data, open_data
 from bench.machine import machine, versions
 from bench.measure import ROOT, BenchError, Case, Round, play, rate_range, ratio
 from bench.table import report
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is asked for; the exit code is 1 if a case could not be measured."""
     asked = _arguments(argv)
     try:
-        return _run(asked, open_data(os.environ.get("FRUITCNN_FRUITS360"), asked.work.absolute()))
+        return _run(asked, open_data(os.environ.get("FRUITCNN_FRUITS360"), asked.work.absolute(), asked.sizes))
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -62,6 +62,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("bench/run.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"cases: {', '.join(CASES)} (default: all)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds after the warm-up (default: 3)")
+    parser.add_argument(
+        "--sizes",
+        type=_sizes,
+        default=SIZES,
+        metavar="N,M",
+        help="pictures of classify and archive (default: 5000,20000)",
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "work" / "bench", help="where the data is made and kept")
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.names if name not in CASES]:
@@ -69,6 +76,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if asked.rounds < 1:
         parser.error(f"--rounds: got {asked.rounds}, wanted at least 1")
     return asked
+
+
+def _sizes(text: str) -> tuple[int, int]:
+    small, large = (int(number) for number in text.split(","))
+    if not 0 < small < large:
+        raise argparse.ArgumentTypeError(f"got {text}, wanted two numbers, the smaller first")
+    return small, large
 
 
 def _measure(name: str, data: Data, num_rounds: int) -> dict[str, Any]:

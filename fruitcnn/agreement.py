@@ -86,7 +86,8 @@ def write_golden(folder: Path, sample: Sample, expected: Answers, num_golden: in
 def compare(folder: Path, description: Description, sample: Sample, expected: Answers) -> Iterator[Agreement]:
     """Compare every format in a local folder with `expected`, from Keras before the export."""
     num_labels = expected.probabilities.shape[1]
-    for name, runtime in (runtimes.FORMATS | runtimes.QUANTISED).items():
+    reduced = runtimes.REDUCED if runtimes.has_bf16() else {}
+    for name, runtime in (runtimes.FORMATS | runtimes.QUANTISED | reduced).items():
         if not (folder / runtime.file).exists():
             continue  # not among --formats
         predict = frozen.opened(name, folder, description)

@@ -51,7 +51,7 @@ class Member(NamedTuple):
 
 def is_archive(uri: str) -> bool:
     """Whether the name ends as an archive that list_members reads (.zip .tar .tar.gz .tgz)."""
-    return uri.lower().endswith((".zip", ".tar")) or _is_gzipped(uri)
+    return uri[-8:].lower().endswith((".zip", ".tar", ".tar.gz", ".tgz"))
 
 
 def seekable(uri: str, cache_dir: str | None = None) -> str:

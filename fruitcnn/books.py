@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from fruitcnn.effort import Effort
+
 
 class ClassifyError(ValueError):
     """The run did not end well; what is written stays, and the message says whether the same command continues it."""
@@ -87,6 +89,18 @@ class Timing(BaseModel):
         None, description="What classify_seconds was predicted to be, from the first parts of the last attempt."
     )
     num_inputs: int = Field(description="Inputs classified by the last attempt.")
+    num_cpus: int = Field(1, description="CPUs that it had.")
+    effort: Effort = Field(Effort(), description="CPU time that went into them.")
+
+    @property
+    def per_second(self) -> float:
+        """Inputs classified a second."""
+        return self.num_inputs / max(1e-6, self.classify_seconds)
+
+    @property
+    def ceiling_per_second(self) -> float | None:
+        """What it would have been had the CPUs only read, decoded and run the model; None where that is not known."""
+        return self.effort.ceiling(self.num_cpus)
 
 
 class RunManifest(BaseModel):

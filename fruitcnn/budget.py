@@ -2,9 +2,14 @@
 
 import contextlib
 import ctypes
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+RESERVED_BYTES = 160 << 20
+"""Kept from large pictures for the files and pixels of ordinary ones, and for the rows of parts."""
 
 _M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES = -3, 1 << 20
 
@@ -16,6 +21,15 @@ def return_large_blocks() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+
+
+def left_for_pictures(total_bytes: int) -> int:
+    """How much of what a process may take in all is left for large pictures, once its models are open.
+
+    At least a quarter of it: with less they would be decoded one after the other, and not take less.
+    """
+    taken_bytes = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return max(total_bytes // 4, total_bytes - taken_bytes - RESERVED_BYTES)
 
 
 class Budget:

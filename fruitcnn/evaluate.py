@@ -98,7 +98,8 @@ def _answer(
     model: Any, inputs: list[Input], truth: list[str], config: EvaluateConfig, progress: Progress
 ) -> tuple[Evaluated, int]:
     """Answer every input; returns those that are pictures, and the number of those that are not."""
-    from fruitcnn.infer import Options, Workers
+    from fruitcnn.infer import Workers
+    from fruitcnn.orders import Options
     from fruitcnn.parts import unsure_causes
 
     options = Options(

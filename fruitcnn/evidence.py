@@ -155,13 +155,14 @@ def _labels(dataset_uri: str, path: str) -> tuple[pa.Array, pa.Array]:
 
 def thumbnails(predictions: str, plan: Plan, examples: Iterable[Example]) -> dict[Example, str]:
     """Example -> its picture as a data URI, at most THUMBNAIL_PX on its longer side; those that are gone left out."""
-    reader = PlanReader(predictions, plan)
+    read = lru_cache(maxsize=_PARTS_AHEAD)(PlanReader(predictions, plan).read)
     max_pixels = int(plan.settings.get("max_pixels", images.DEFAULT_MAX_PIXELS))
-    wanted = [example for example in dict.fromkeys(examples) if example.width_px and example.height_px]
+    sized = [example for example in dict.fromkeys(examples) if example.width_px and example.height_px]
+    wanted = sorted(sized, key=lambda example: example.part)  # a part of the plan is read once
 
     def one(example: Example) -> str | None:
         try:
-            data = next(fetch.fetch([reader.read(example.part)[example.row]])).data
+            data = next(fetch.fetch([read(example.part)[example.row]])).data
         except (storage.NotFoundError, storage.PermissionDeniedError):
             return None
         if data is None or hashlib.sha256(data).hexdigest() != example.sha256:

@@ -14,9 +14,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from fruitcnn.books import ClassifyError, PartBooks
+from fruitcnn.effort import Effort
 from fruitcnn.fetch import find_witness
-from fruitcnn.head_start import HeadStart
-from fruitcnn.infer import CALLS_PER_ACTOR, ClassifyActor, Options, Outcome
+from fruitcnn.head_start import NO_MORE_CPUS_PAYS_SECONDS, RAY_PAYS_SECONDS, HeadStart
+from fruitcnn.infer import CALLS_PER_ACTOR, ClassifyActor
+from fruitcnn.orders import Options, Outcome
 from fruitcnn.plan import PlanReader
 from fruitcnn.predictions import read_finished, require_newest
 
@@ -33,6 +35,7 @@ ACTOR_DEATHS = 5
 """How often a part may take its actor down (out of memory, a decoder's crash) before the job fails."""
 
 _ATTEMPT_CHECK_SECONDS = 5.0
+_PARTS_THAT_PREDICT = 8
 _GPU_RUNTIMES = ("tensorflow", "keras")
 _MAX_BLOCKS = 4096  # what the driver keeps track of, however many parts there are
 
@@ -66,11 +69,13 @@ class Work:
         self.num_retried = num_retried
         self.num_done = sum(part.num_rows for part in parts)
         self.predicted_seconds: float | None = None
+        self.effort, self.num_cpus = Effort(), 1
         self._num_before, self._num_todo = len(parts), num_todo
         self._num_rejected = sum(part.num_rejected for part in parts)
         self._predictions, self._attempt = predictions, attempt
         self._started_seconds = self._checked_seconds = time.monotonic()
         self._num_new = 0
+        self._first: tuple[float, int] | None = None  # when the first part was done, seconds, and its inputs
         self._lock = threading.Lock()
 
     def take(self, outcome: Outcome, update: Callable[..., None]) -> None:
@@ -79,6 +84,8 @@ class Work:
             raise ClassifyError(f"{outcome.error}\nwhat is written stays: the same command continues")
         with self._lock:
             self.parts.append(outcome.books)
+            self.effort += outcome.effort
+            self.num_cpus = max(self.num_cpus, outcome.num_cpus)
             self.num_done += outcome.books.num_rows
             self._num_new += outcome.books.num_rows
             self._num_rejected += outcome.books.num_rejected
@@ -89,10 +96,17 @@ class Work:
                 self._checked_seconds = time.monotonic()
 
     def _predict(self) -> None:
-        """Once, after as many parts as are worked on at a time: how long all would take at this rate."""
-        if self.predicted_seconds is None and len(self.parts) - self._num_before >= CALLS_PER_ACTOR:
-            seconds = time.monotonic() - self._started_seconds
+        """From the first few parts: how long all will take. The first one waited for the model, so it sets no pace."""
+        num_parts, seconds = len(self.parts) - self._num_before, time.monotonic() - self._started_seconds
+        if num_parts > _PARTS_THAT_PREDICT:
+            return
+        if self._first is None or num_parts <= CALLS_PER_ACTOR:
+            self._first = self._first or (seconds, self._num_new)
             self.predicted_seconds = round(seconds * self._num_todo / self._num_new, 3)
+            return
+        first_seconds, num_first = self._first
+        pace = (seconds - first_seconds) / (self._num_new - num_first)
+        self.predicted_seconds = round(first_seconds + pace * (self._num_todo - num_first), 3)
 
 
 def execute(run: "Run", pending: Sequence[int], take: Callable[[Outcome], None], session: Session | None) -> None:
@@ -109,7 +123,9 @@ def execute(run: "Run", pending: Sequence[int], take: Callable[[Outcome], None],
                 take(outcome)
         return
     here = ClassifyActor(run.predictions, run.config.model, run.runtime, options)
-    with HeadStart(pending, lambda part: take(here.run(part))) as start:
+    has_more_cpus = len(os.sched_getaffinity(0)) > options.num_threads
+    pays_seconds = RAY_PAYS_SECONDS if has_more_cpus else NO_MORE_CPUS_PAYS_SECONDS
+    with HeadStart(pending, lambda part: take(here.run(part)), pays_seconds) as start:
         if session and start.ray_pays():
             with session():
                 given = start.hand_over()
@@ -181,4 +197,5 @@ def _on_ray(run: "Run", parts: Sequence[int], options: Options) -> Iterator[Outc
     )
     outcomes.set_name(f"classify-{run.plan.run_id[:8]}")  # what Ray's dashboard calls it
     for row in outcomes.iter_rows():
-        yield Outcome.model_validate_json(row["outcome"])
+        outcome = Outcome.model_validate_json(row["outcome"])
+        yield outcome.model_copy(update={"num_cpus": num_actors * cpus_per_actor})

@@ -17,6 +17,9 @@ from fruitcnn.infer import CALLS_PER_ACTOR
 RAY_PAYS_SECONDS = 20.0
 """With less work than this left, Ray and its actors would not be up before it is done."""
 
+NO_MORE_CPUS_PAYS_SECONDS = 300.0
+"""The same where this process has all the CPUs there are: what Ray brings is that an actor that dies is replaced."""
+
 HAND_OVER_SECONDS = 6.0
 """How long Ray's actors take, once Ray is up, to finish a first part: so long this process works on."""
 
@@ -26,12 +29,16 @@ _PATIENCE_SECONDS = 5.0
 class HeadStart:
     """Works through parts from the front, CALLS_PER_ACTOR at a time: a context manager that ends with its last part.
 
-    work(part) does one part, in a thread; what it raises is raised again by ray_pays and at the end.
+    work(part) does one part, in a thread; what it raises is raised again by ray_pays and at the end. pays_seconds: with
+    more work than this left, Ray is worth its start.
     """
 
-    def __init__(self, parts: Sequence[int], work: Callable[[int], None]) -> None:
+    def __init__(
+        self, parts: Sequence[int], work: Callable[[int], None], pays_seconds: float = RAY_PAYS_SECONDS
+    ) -> None:
         self._parts = deque(parts)
         self._work = work
+        self._pays_seconds = pays_seconds
         self._changed = threading.Condition()
         self._num_done = 0
         self._num_lanes = CALLS_PER_ACTOR
@@ -55,7 +62,7 @@ class HeadStart:
         """Wait until it is plain that Ray is worth its start (True), or until all is done (False)."""
         with self._changed:
             while self._num_lanes:
-                if self._is_rate_known() and len(self._parts) / self._parts_per_second() > RAY_PAYS_SECONDS:
+                if self._is_rate_known() and len(self._parts) / self._parts_per_second() > self._pays_seconds:
                     return True
                 self._changed.wait(timeout=0.5)
         if self._error:

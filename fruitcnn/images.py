@@ -22,6 +22,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from fruitcnn import rgb
+
 Pixels = npt.NDArray[np.uint8]
 Hold = Callable[[int], AbstractContextManager[None]]
 """hold(bytes) -> a context in which so much memory may be taken."""
@@ -48,9 +50,7 @@ LARGE_PIXELS = 1 << 21
 """Pictures of more pixels are decoded under `hold`."""
 
 _JPEG_BYTES_PER_PIXEL = 6  # the coefficients of a progressive one; what comes out is small
-_OTHER_BYTES_PER_PIXEL = 16  # as the file has it, as RGB or RGBA, turned, and as an array
 _FREE = nullcontext()
-_BLOCK_PIXELS = 1 << 20
 _APP1, _START_OF_SCAN = 0xE1, 0xDA  # JPEG markers
 _ORIENTATION_TAG = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -149,9 +149,7 @@ def _decode_jpeg(
         if message.startswith("Corrupt JPEG data") and "ICC" not in message:
             raise ImageError("corrupt", message) from error
         return None
-    if orientation in _TRANSPOSITIONS:
-        pixels = np.array(Image.fromarray(pixels).transpose(_TRANSPOSITIONS[orientation]))
-    return Decoded(_resize(pixels, input_px), *_turned(width, height, orientation))
+    return Decoded(_resize(_upright(pixels, orientation), input_px), *_turned(width, height, orientation))
 
 
 def _decode_other(
@@ -160,7 +158,7 @@ def _decode_other(
     with Image.open(BytesIO(data), formats=FORMATS) as image:
         _limit(*image.size, max_pixels)
         size = image.size
-        with _held(hold, size[0] * size[1], _OTHER_BYTES_PER_PIXEL):
+        with _held(hold, size[0] * size[1], rgb.bytes_per_pixel(image)):
             if jpeg_orientation and input_px:
                 min_height, min_width = _turned(*input_px, jpeg_orientation)
                 image.draft(None, (min_width, min_height))
@@ -168,10 +166,7 @@ def _decode_other(
             if not jpeg_orientation:
                 size = image.size  # loading turns a TIFF upright and tells the size of an icon
             orientation = jpeg_orientation or _orientation(image.info.get("exif", b""))
-            rgb = _to_rgb(image)
-            if orientation in _TRANSPOSITIONS:
-                rgb = rgb.transpose(_TRANSPOSITIONS[orientation])
-            return Decoded(_resize(np.array(rgb), input_px), *_turned(*size, orientation))
+            return Decoded(_resize(_upright(rgb.pixels(image), orientation), input_px), *_turned(*size, orientation))
 
 
 def _held(hold: Hold | None, num_pixels: int, bytes_per_pixel: int) -> AbstractContextManager[None]:
@@ -204,38 +199,14 @@ def _orientation(exif_block: bytes) -> int:
     return orientation if orientation in _TRANSPOSITIONS else 1
 
 
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    if orientation not in _TRANSPOSITIONS:
+        return pixels
+    return np.array(Image.fromarray(pixels).transpose(_TRANSPOSITIONS[orientation]))
+
+
 def _turned(first: int, second: int, orientation: int) -> tuple[int, int]:
     return (second, first) if orientation in _SIDEWAYS else (first, second)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode[0] in "IF":
-        return _to_8_bits(np.asarray(image)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(rgba, mask=rgba)
-        return white
-    return image.convert("RGB")
-
-
-def _to_8_bits(values: npt.NDArray[np.generic]) -> Image.Image:
-    """Grey levels of 16 or 32 bits or floats to 8 bits.
-
-    Integers within 0..65535 are 16-bit levels, floats within 0..1 fractions, floats within 0..255 8-bit levels; of
-    anything else the darkest value becomes black and the brightest white.
-    """
-    with np.errstate(all="ignore"):  # a damaged file holds any float
-        levels = np.nan_to_num(values) if values.dtype.kind == "f" else values
-        low, high = float(levels.min()), float(levels.max())
-        ranges = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
-        white = next((top for top in ranges if low >= 0 and high <= top), None)
-        black, white = (0.0, white) if white else (low, max(high, low + 1))
-        grey = np.empty(levels.size, np.uint8)
-        for start in range(0, levels.size, _BLOCK_PIXELS):  # a float64 copy of it all could be gigabytes
-            block = levels.reshape(-1)[start : start + _BLOCK_PIXELS].astype(np.float64)
-            grey[start : start + _BLOCK_PIXELS] = np.rint((block - black) * (255 / (white - black)))
-    return Image.fromarray(grey.reshape(levels.shape))
 
 
 def _resize(pixels: Pixels, input_px: tuple[int, int] | None) -> Pixels:

@@ -6,6 +6,7 @@ the number of threads, or on who runs the part. Of equal files in a batch the mo
 place in it. Objects on S3 are fetched ahead, many at a time. Pixels never leave the actor.
 """
 
+import gc
 import hashlib
 import io
 import queue
@@ -20,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
 
 from fruitcnn import familiar, fetch, images, storage, telemetry
 from fruitcnn.books import PartBooks, part_path
-from fruitcnn.budget import Budget, return_large_blocks
+from fruitcnn.budget import Budget, left_for_pictures, return_large_blocks
+from fruitcnn.effort import Effort, Meter
 from fruitcnn.familiar import Answers, Limits
 from fruitcnn.inputs import Input
+from fruitcnn.orders import Options, Outcome
 from fruitcnn.parts import PartError, Rows, read_books, rejected_rows, replace_rows, to_bytes, to_table, top
 from fruitcnn.plan import Plan, PlanReader, load_plan
 
@@ -58,33 +60,6 @@ class Model(Protocol):
 
     def answer(self, pixels: npt.NDArray[np.uint8]) -> Answers:
         """Uint8 (N, H, W, 3) -> probabilities and scores."""
-
-
-class Options(BaseModel):
-    """What an actor needs to know besides the plan."""
-
-    model_config = ConfigDict(frozen=True)
-
-    batch_size: int
-    top_k: int
-    probabilities: bool
-    min_confidence: float
-    max_pixels: int
-    witness: str | None = Field(default=None, description="An object on S3 that could be read when the run started.")
-    memory_bytes: int = Field(1 << 30, description="What an actor may hold of large pictures at a time.")
-    retry: bool = Field(False, description="Take the rejected rows of parts that have a file, instead of whole parts.")
-    retry_causes: tuple[str, ...] | None = Field(None, description="Of them those with these causes; None: all.")
-    num_threads: int = Field(description="Threads that read, decode and run the model, each a batch of its own.")
-
-
-class Outcome(BaseModel):
-    """What an actor reports of a part: its books, or why the store kept it from being written."""
-
-    model_config = ConfigDict(frozen=True)
-
-    part: int
-    books: PartBooks | None = None
-    error: str | None = None
 
 
 class _Facts(NamedTuple):
@@ -126,7 +101,9 @@ class PartClassifier:
                 books = self.retry(part) if self.options.retry else self.commit(part)
                 rows, rejected, seconds = books.num_rows, books.num_rejected, time.monotonic() - began
                 telemetry.part_done(self.plan.run_id, part, attempt + 1, rows, rejected, seconds)
-                return Outcome(part=part, books=books)
+                return Outcome(
+                    part=part, books=books, effort=self.workers.meter.take(), num_cpus=self.options.num_threads
+                )
             except PartError as error:
                 return Outcome(part=part, error=str(error))
             except OSError as error:
@@ -180,6 +157,7 @@ class ClassifyActor(PartClassifier):
         plan = load_plan(predictions)
         assert plan is not None, f"no plan under {predictions}"
         super().__init__(predictions, plan, open_models(model_uri, runtime, options.num_threads), options)
+        gc.freeze()  # what is there by now stays: Python's collector need not walk it with every part
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
         """Ray Data's batch of part numbers -> an Outcome as JSON for each."""
@@ -204,8 +182,9 @@ class Workers:
         self._models: queue.SimpleQueue[Model] = queue.SimpleQueue()
         for model in models:
             self._models.put(model)
+        self.meter = Meter()
         return_large_blocks()
-        self._budget = Budget(options.memory_bytes)
+        self._budget = Budget(left_for_pictures(options.memory_bytes))
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="batch")
         self._requests = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="request")
 
@@ -238,6 +217,7 @@ class Workers:
         answer_of: list[int] = []
         pictures: list[images.Pixels] = []
         seen: dict[str, tuple[_Facts, int]] = {}
+        began = time.thread_time()
         for found in fetched:
             digest = hashlib.sha256(found.data).hexdigest() if found.data is not None else None
             if digest is None or digest not in seen:
@@ -253,12 +233,17 @@ class Workers:
                 fact = fact._replace(id=found.id)
             facts.append(fact)
             answer_of.append(answer)
+        prepare_seconds, began = time.thread_time() - began, time.perf_counter()
+        answers = self._answer(pictures)
+        model_seconds = time.perf_counter() - began
+        self.meter.add(Effort(num_inputs=len(facts), prepare_seconds=prepare_seconds, model_seconds=model_seconds))
+        return _Batch(facts, answer_of, answers)
+
+    def _answer(self, pictures: list[images.Pixels]) -> Answers:
         if not pictures:
-            return _Batch(
-                facts, answer_of, Answers(np.zeros((1, self.num_labels), np.float32), np.zeros(1, np.float32))
-            )
+            return Answers(np.zeros((1, self.num_labels), np.float32), np.zeros(1, np.float32))
         with self._model() as model:
-            return _Batch(facts, answer_of, model.answer(np.stack(pictures)))
+            return model.answer(np.stack(pictures))
 
     def _decode(self, found: fetch.Fetched, digest: str | None) -> tuple[_Facts, images.Pixels | None]:
         if found.data is None:

@@ -8,6 +8,7 @@ __MACOSX/) are passed over, and counted. Archives found in a folder or a list ar
 
 import hashlib
 import heapq
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
@@ -24,7 +25,8 @@ UNLISTED = -2
 """As `method` of an object: an archive whose members could not be listed."""
 LIST_COLUMNS = ("uri", "id", "path", "url")
 _LIST_BLOCK_BYTES = 4 << 20
-_SYSTEM_NAMES = {"Thumbs.db", "desktop.ini", "__MACOSX"}
+# A part that starts with a dot (but for "." and ".."), or a system's file: one search, as there are millions of names.
+_HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:Thumbs\.db|desktop\.ini|__MACOSX)(?:/|$))", re.DOTALL)
 
 
 class Input(NamedTuple):
@@ -243,5 +245,4 @@ def _object(name: str, size_bytes: int) -> Input:
 
 
 def _is_hidden(path: str) -> bool:
-    parts = (part for part in path.split("/") if part not in ("", ".", ".."))
-    return any(part.startswith(".") or part in _SYSTEM_NAMES for part in parts)
+    return _HIDDEN.search(path) is not None

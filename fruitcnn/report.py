@@ -26,6 +26,9 @@ NUM_PAIRS = 6
 MAX_CLASS_ROWS = 1000
 """Rows of the table of classes: with more, it holds the least accurate ones (without truth: the most frequent)."""
 
+NUM_GALLERY = 60
+"""Labels of which the surest and the least sure picture are shown: the most frequent ones."""
+
 _NUM_PREVIEWS = 8
 
 
@@ -147,6 +150,9 @@ def _predicted(predictions: str, found: Evidence, manifest: Manifest | None) -> 
         shown += tally.worst + [example for _, *both in pairs for example in both if example]
     else:
         page |= _limited("labels", _labels(found)) | _drift(found)
+        page["gallery"] = [(found.tally.surest[row[0]], found.tally.least_sure[row[0]]) for row in page["labels"]]
+        page["gallery"] = page["gallery"][:NUM_GALLERY]
+        shown += [example for both in page["gallery"] for example in both]
     page["pictures"] = evidence.thumbnails(predictions, found.plan, shown) if found.plan else {}
     return page
 

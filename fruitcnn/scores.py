@@ -82,6 +82,10 @@ class Tally:
         """(truth, label) -> the surest of the pictures so confused."""
         self.rejected: dict[str, list[Example]] = {}
         """Cause -> its first NUM_EXAMPLES rows."""
+        self.surest: dict[str, Example] = {}
+        """Label -> the row that was given it with most confidence."""
+        self.least_sure: dict[str, Example] = {}
+        """Label -> the row that was given it with least confidence."""
         self._worst: list[tuple[float, int, int, Example]] = []
         self._sample: list[tuple[float, int, int, Example]] = []
 
@@ -110,6 +114,7 @@ class Tally:
         self._add_specimens(columns)
         self._add_slips(columns)
         self._add_rejected(columns)
+        self._add_extremes(columns)
 
     def _add_worst(self, columns: "_Columns") -> None:
         wrong = columns.by_confidence(columns.wrong)[:NUM_WORST]
@@ -154,6 +159,15 @@ class Tally:
             found = self.rejected.setdefault(columns.cause[row], [])
             if len(found) < NUM_EXAMPLES:
                 found.append(columns.example(row))
+
+    def _add_extremes(self, columns: "_Columns") -> None:
+        rows = np.array(columns.by_confidence(columns.classified), np.int64)
+        for kept, chosen, sign in ((self.surest, rows, 1), (self.least_sure, rows[::-1], -1)):
+            names, first = np.unique(columns.label[chosen].astype(str), return_index=True)
+            for name, row in zip(names.tolist(), chosen[first].tolist(), strict=True):
+                best = kept.get(name)
+                if best is None or sign * columns.confidence[row] > sign * best.confidence:
+                    kept[name] = columns.example(row)
 
 
 class _Columns:

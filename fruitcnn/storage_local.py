@@ -152,13 +152,9 @@ def list_files(path: str) -> Iterator[tuple[str, int]]:
                 entries = os.scandir(folder)
             except (FileNotFoundError, NotADirectoryError):
                 continue
-        with entries:
-            while True:
-                with _errors_of(folder):
-                    entry = next(entries, None)
-                    if entry is None:
-                        break
-                    found = _look_at(entry)
+        with entries, _errors_of(folder):  # around all of them: what the taker of a name raises does not come by here
+            for entry in entries:
+                found = _look_at(entry)
                 if found == "folder":
                     folders.append(entry.path)
                 elif isinstance(found, int):

@@ -19,7 +19,7 @@ from jobs.cli import progress, ray_session, run, summary
 def main(config: ClassifyConfig) -> None:
     """Classify, then print the books."""
     if config.dry_run:
-        summary("plan", dry_run(config), {"images": config.images})
+        summary("plan", dry_run(config) | _precision(config), {"images": config.images})
         return
     manifest = classify(config, progress, ray_session)
     report = storage.join(storage.normalise(config.predictions), "report.html")
@@ -28,7 +28,16 @@ def main(config: ClassifyConfig) -> None:
 
         write_report(report, predictions=config.predictions)
     where = {"predictions": config.predictions, "model": config.model, "report": report} | _export(config, manifest)
-    summary("predictions", describe(manifest) | _audited(config), where)
+    summary("predictions", describe(manifest) | _precision(config) | _audited(config), where)
+
+
+def _precision(config: ClassifyConfig) -> dict[str, str]:
+    """What reduced precision costs."""
+    if config.precision == "float32":
+        return {}
+    from fruitcnn import frozen
+
+    return {config.precision: frozen.bf16_agreement(config.model)}
 
 
 def _audited(config: ClassifyConfig) -> dict[str, str]:
@@ -87,7 +96,9 @@ def describe(manifest: RunManifest) -> dict[str, Any]:
 
 
 def _predicted(timing: Timing) -> str:
-    return f" ({timing.predicted_seconds:.1f} s predicted)" if timing.predicted_seconds is not None else ""
+    predicted = f" ({timing.predicted_seconds:.1f} s predicted)" if timing.predicted_seconds is not None else ""
+    ceiling = timing.ceiling_per_second
+    return f"{predicted}, {timing.per_second / ceiling:.0%} of what the CPUs allow" if ceiling else predicted
 
 
 if __name__ == "__main__":

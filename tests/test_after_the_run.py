@@ -14,8 +14,8 @@ import pytest
 from test_classify import no_progress, part_hashes, rows_by_id, with_
 from tiny_bundle import write_bundle
 
-from fruitcnn import calibrate, exports, infer, storage
-from fruitcnn.budget import Budget
+from fruitcnn import calibrate, exports, infer, orders, storage
+from fruitcnn.budget import RESERVED_BYTES, Budget, left_for_pictures
 from fruitcnn.classify import ClassifyConfig, classify, dry_run
 from fruitcnn.errors import UsageError
 from fruitcnn.inputs import Listing
@@ -170,7 +170,7 @@ def test_a_dry_run_tries_a_sample_and_says_what_to_expect(config: ClassifyConfig
 
 def test_the_forecast_is_the_measured_rate_over_all_inputs(config: ClassifyConfig) -> None:
     models = infer.open_models(config.model, "openvino", 2)
-    options = infer.Options(
+    options = orders.Options(
         batch_size=4, top_k=1, probabilities=False, min_confidence=0, max_pixels=10**6, num_threads=2
     )
     found = calibrate.forecast(1_000_000, 5.0, list(Listing(config.images)), models, options, seconds=0.0)
@@ -190,6 +190,11 @@ def test_more_nodes_take_less_until_what_they_share_is_all_there_is(monkeypatch:
 def test_the_manifest_holds_the_prediction_beside_the_time(config: ClassifyConfig) -> None:
     timing = classify(config, no_progress).timing
     assert timing.predicted_seconds is not None
+    assert timing.effort.num_inputs == timing.num_inputs
+    assert timing.ceiling_per_second is not None
+    assert timing.ceiling_per_second == pytest.approx(
+        timing.num_cpus * timing.num_inputs / (timing.effort.prepare_seconds + timing.effort.model_seconds)
+    )
     assert timing.predicted_seconds > 0
 
 
@@ -198,6 +203,12 @@ def test_every_part_names_the_model_that_made_it(config: ClassifyConfig) -> None
     for part in manifest.parts:
         metadata = pq.read_schema(Path(config.predictions, part.path)).metadata[b"fruitcnn"]
         assert manifest.model_hash.encode() in metadata
+
+
+def test_large_pictures_get_what_the_process_has_not_taken_already() -> None:
+    left = left_for_pictures(8 << 30)
+    assert (6 << 30) < left < (8 << 30) - RESERVED_BYTES
+    assert left_for_pictures(1 << 20) == 1 << 18
 
 
 def test_a_budget_is_never_exceeded_and_everyone_gets_a_turn() -> None:

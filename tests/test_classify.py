@@ -88,6 +88,12 @@ def test_max_rejected_is_a_number_or_a_share(value: str, limit: float, config: C
     assert with_(config, max_rejected=value).rejected_limit(1000) == limit
 
 
+def test_bf16_goes_with_openvino_and_is_a_run_of_its_own(config: ClassifyConfig) -> None:
+    with pytest.raises(ValueError, match="wanted --runtime openvino or auto"):
+        with_(config, precision="bf16", runtime="onnxruntime")
+    assert config.row_settings("openvino") != config.row_settings("openvino-bf16")
+
+
 @pytest.mark.parametrize("value", ["", "many", "-1", "101%", "1.5", "%"])
 def test_max_rejected_refuses_anything_else(value: str, config: ClassifyConfig) -> None:
     with pytest.raises(ValueError, match="wanted a number of inputs, as in 25, or a share"):

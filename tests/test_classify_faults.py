@@ -54,7 +54,7 @@ def undisturbed(job: ClassifyConfig, tmp_path: Path) -> dict[str, str]:
 
 
 def num_parts(job: ClassifyConfig) -> int:
-    return len(list(Path(job.predictions).glob("parts/part-*.parquet")))
+    return sum(1 for _ in storage.list_files(f"{job.predictions}/parts"))
 
 
 def kill_actors(process: subprocess.Popen[bytes]) -> None:
@@ -80,11 +80,22 @@ def end(process: subprocess.Popen[bytes]) -> None:
         kill(process)
 
 
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def anywhere(job: ClassifyConfig, request: pytest.FixtureRequest) -> ClassifyConfig:
+    """The job, on this disk and on S3."""
+    if request.param == "local":
+        return job
+    prefix = request.getfixturevalue("s3_prefix")
+    storage.upload_directory(job.images, f"{prefix}/in")
+    return with_(job, images=f"{prefix}/in", predictions=f"{prefix}/out")
+
+
 @pytest.mark.long
 @pytest.mark.ray
 def test_killed_at_random_moments_the_predictions_are_those_of_an_undisturbed_run(
-    job: ClassifyConfig, tmp_path: Path
+    anywhere: ClassifyConfig, tmp_path: Path
 ) -> None:
+    job = anywhere
     wanted = undisturbed(job, tmp_path)
     draw = random.Random(NUM_ROUNDS)
     kills = [kill, kill_actors, kill_driver, kill]

@@ -32,15 +32,14 @@ def test_of_a_large_job_each_part_is_either_done_here_or_handed_over(monkeypatch
     assert len(done) >= head_start.CALLS_PER_ACTOR
 
 
-def test_work_that_slows_down_calls_for_ray_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_start, "RAY_PAYS_SECONDS", 0.5)
+def test_work_that_slows_down_calls_for_ray_later() -> None:
     released = threading.Event()
 
     def work(part: int) -> None:
         if part > 10:
             released.wait(10)
 
-    with HeadStart(range(30), work) as start:
+    with HeadStart(range(30), work, pays_seconds=0.5) as start:
         assert start.ray_pays()
         released.set()
 

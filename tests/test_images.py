@@ -20,7 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fruitcnn import images
+from fruitcnn import images, rgb
 from fruitcnn.images import CAUSES, ImageError, check, decode
 
 # pytest puts its own warning filters in the place of those images.py sets.
@@ -161,6 +161,13 @@ def test_the_colours_survive_every_format_and_mode(name):
     wanted = picture().convert("L").convert("RGB") if is_grey else picture()
     pixels = decode(mixed_set()[name], (HEIGHT_PX, WIDTH_PX)).pixels
     assert difference(pixels, np.asarray(wanted)) < 8
+
+
+@pytest.mark.parametrize("name", mixed_set())
+def test_a_large_picture_is_the_same_though_it_goes_through_in_strips(name, monkeypatch):
+    whole = decode(mixed_set()[name], INPUT_PX).pixels
+    monkeypatch.setattr(rgb, "_STRIP_PIXELS", 7 * WIDTH_PX)
+    assert np.array_equal(decode(mixed_set()[name], INPUT_PX).pixels, whole)
 
 
 def test_transparency_is_composited_on_white():

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruitcnn import fetch, images, infer, parquet, storage
+from fruitcnn import fetch, images, infer, orders, parquet, storage
 from fruitcnn.familiar import NO_LIMITS, Answers
 from fruitcnn.inputs import Input, Listing
 from fruitcnn.parquet import Row
@@ -42,14 +42,14 @@ class BrightestChannel:
         return Answers(sums / sums.sum(1, keepdims=True), sums.sum(1))
 
 
-def options(batch_size: int = 4, num_threads: int = 2, probabilities: bool = False) -> infer.Options:
-    return infer.Options(
+def options(batch_size: int = 4, num_threads: int = 2, probabilities: bool = False) -> orders.Options:
+    return orders.Options(
         batch_size=batch_size, top_k=2, probabilities=probabilities, min_confidence=0, max_pixels=10**6,
         num_threads=num_threads,
     )  # fmt: skip
 
 
-def classify_part(inputs: Sequence[Input], model: BrightestChannel, chosen: infer.Options | None = None) -> Rows:
+def classify_part(inputs: Sequence[Input], model: BrightestChannel, chosen: orders.Options | None = None) -> Rows:
     return infer.Workers([model], chosen or options()).rows(inputs)
 
 
@@ -143,7 +143,7 @@ def test_batches_cover_a_part_once_and_close_where_they_are_full(sizes: list[int
 def test_a_part_is_committed_once_and_the_loser_reports_the_winners_file(folder: str, any_prefix: str) -> None:
     first, second = classifier(any_prefix, folder), classifier(any_prefix, folder)
     won, lost = first.run(1), second.run(1)
-    assert won == lost
+    assert won.books == lost.books
     assert won.books is not None
     assert won.books.num_rows == 4
     names = [str(row["id"]).removeprefix(f"{folder}/") for row in rows_of(any_prefix, 1)]
@@ -326,5 +326,5 @@ def test_chunks_cover_the_range_once_and_never_mix_containers(kinds: list[tuple[
 
 
 def test_an_outcome_survives_its_way_through_ray() -> None:
-    outcome = infer.Outcome(part=3, error="gone")
-    assert infer.Outcome.model_validate_json(outcome.model_dump_json()) == outcome
+    outcome = orders.Outcome(part=3, error="gone")
+    assert orders.Outcome.model_validate_json(outcome.model_dump_json()) == outcome

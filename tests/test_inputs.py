@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fruitcnn import archives, parquet, storage
+from fruitcnn import archives, inputs, parquet, storage
 from fruitcnn.errors import UsageError
 from fruitcnn.inputs import UNKNOWN_BYTES, Listing
 from fruitcnn.sorting import sort_unique
@@ -39,6 +39,16 @@ def test_hidden_and_system_files_are_passed_over_and_counted(tmp_path: Path) -> 
     listing = Listing(fill(tmp_path / ".hidden-root", files))
     assert ids(listing) == ["/a.jpg"]
     assert listing.num_hidden == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "is_hidden"),
+    [("/a/b.jpg", False), ("/a/.b.jpg", True), (".git/a", True), ("a/../b", False), ("a/./b", False), ("a/...", True),
+     ("a.", False), ("a/..b", True), ("x/__MACOSX/y", True), ("__MACOSXX/y", False), ("aThumbs.db", False),
+     ("a/Thumbs.db", True), ("Thumbs.db/a", True), ("..", False), ("a/.", False), ("a\n/.b", True)],
+)  # fmt: skip
+def test_hidden_is_what_starts_with_a_dot_or_belongs_to_a_system(path: str, is_hidden: bool) -> None:
+    assert inputs._is_hidden(path) is is_hidden
 
 
 def test_a_prefix_lists_the_same_locally_and_on_s3(any_prefix: str) -> None:

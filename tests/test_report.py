@@ -98,6 +98,16 @@ def test_pictures_chosen_are_the_surest_of_their_kind() -> None:
     assert [(example.row, example.detail) for example in tally.rejected["truncated"]] == [(5, "cut <off>")]
 
 
+@pytest.mark.parametrize("cut", [1, 4, 8])
+def test_the_surest_and_the_least_sure_of_each_label_are_kept(cut: int) -> None:
+    tally = tally_of(table(PREDICTED[:cut]), table(PREDICTED[cut:]))
+    found = {
+        name: (PREDICTED[best.row + cut * best.part][2], PREDICTED[least.row + cut * least.part][2])
+        for (name, best), least in zip(tally.surest.items(), tally.least_sure.values(), strict=True)
+    }
+    assert found == {"Apple": (0.99, 0.4), "Kiwi": (0.98, 0.9)}
+
+
 def test_without_truth_there_is_no_accuracy_but_counts() -> None:
     tally = tally_of(table([(None, label, confidence) for _, label, confidence in PREDICTED]))
     assert accuracy(tally.kinds) == (0, 0)
@@ -361,13 +371,14 @@ def test_predictions_of_any_pictures_are_reported_without_truth(tmp_path: Path, 
     (folder / "2.jpg").write_bytes(b"changed since")
     make_predictions(predictions, str(folder), None, known)
     html = Path(write_report(f"{predictions}/report.html", predictions=predictions)).read_text()
-    assert sections(html) == ["sample", "classes", "confidence", "books", "configuration"]
+    assert sections(html) == ["sample", "gallery", "classes", "confidence", "books", "configuration"]
     text = text_of(html)
+    assert "Apple 90.0 % 30.0 %" in text, "the surest and the least sure apple"
     assert "accuracy" not in text.lower()
     assert "Apple 2 50.0 % 1 Kiwi 1 25.0 % 0" in text
     assert "truncated 1" in text
-    assert html.count("<img") == 2
-    assert html.count('class="gone"') == 1
+    assert html.count("<img") == 2 + 3
+    assert html.count('class="gone"') == 1 + 1
 
 
 def test_a_run_alone_is_reported(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fruitcnn import frozen, runtimes
-from fruitcnn.bundle import STATISTICS, read_description
+from fruitcnn.bundle import STATISTICS, FrozenModelError, read_description
 from fruitcnn.familiar import Answers, Statistics, unlike
 from fruitcnn.frozen import MAX_DIFFERENCE, MAX_SCORE_DIFFERENCE
 from tests import frozen_run
@@ -83,6 +83,19 @@ def test_openvino_computes_in_float32_on_any_processor(model: Path, monkeypatch:
     assert asked[0]["INFERENCE_PRECISION_HINT"] == "f32"
     assert asked[0]["INFERENCE_NUM_THREADS"] == 1
     assert asked[0]["ENABLE_CPU_PINNING"] is False
+
+
+def test_bf16_is_near_the_golden_answers_or_refused_with_the_reason(
+    model: Path, pixels: np.ndarray, expected: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if runtimes.has_bf16():
+        loaded = frozen.load(str(model), runtimes.BF16, num_threads=1)
+        found = frozen.differences(loaded.answer(pixels), expected)
+        assert 0 < found.probability < frozen.MAX_BF16_DIFFERENCE, "no difference: it computed in float32"
+        assert "same label on" in frozen.bf16_agreement(str(model))
+    monkeypatch.setattr(runtimes, "has_bf16", lambda: False)
+    with pytest.raises(FrozenModelError, match=r"this CPU does not compute in bf16 .*: leave --precision out"):
+        frozen.identify(str(model), runtimes.BF16)
 
 
 @pytest.mark.parametrize("visible", ["", "-1"])
