@@ -76,15 +76,15 @@ def calibrate(model: Any, dataset: str, manifest: Manifest, config: dict[str, An
     source = _Source(dataset, manifest, scored.features_model(model))
     familiar, unseen = source.find(train, rows.labels), source.find(validation, rows.labels)
 
+    plain = slice(len(validation))
+    temperature = fit_temperature(unseen.logits[plain], unseen.labels[plain])
     held = np.tile(held_from_centres[train], 2)
     # Of very few pictures none can be spared: then their own distances have to do.
     held = held if held.any() and not held.all() else np.zeros(len(held), bool)
     partial = measure(familiar.features[~held], familiar.labels[~held])
-    distances = unlike(familiar.features[held if held.any() else slice(None)], partial)
-    plain = slice(len(validation))
-    temperature = fit_temperature(unseen.logits[plain], unseen.labels[plain])
+    tried = held if held.any() else np.ones(len(held), bool)
     limits = choose_limits(
-        distances,
+        unlike(familiar.features[tried], partial, _softmax(familiar.logits[tried] / temperature)),
         margins(_softmax(unseen.logits / temperature)),
         answer_share,
         temperature=temperature,

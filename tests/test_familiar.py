@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fruitcnn import familiar
@@ -23,17 +23,18 @@ def drawn(num_rows: int, num_features: int, num_classes: int, seed: int) -> tupl
 def test_nineteen_of_twenty_training_pictures_are_below_one_and_strangers_far_above() -> None:
     features, labels = drawn(2000, 20, 5, 0)
     statistics = familiar.measure(features, labels)
-    assert np.mean(familiar.unlike(features, statistics) <= 1) == pytest.approx(0.95, abs=0.02)
+    assert np.mean(familiar.distances(features, statistics) <= 1) == pytest.approx(0.95, abs=0.02)
     unseen, _ = drawn(500, 20, 5, 1)
-    assert np.mean(familiar.unlike(unseen, statistics) <= 1.5) > 0.9
-    assert familiar.unlike(RANDOM.normal(0, 20, (50, 20)), statistics).min() > 2
+    assert np.mean(familiar.distances(unseen, statistics) <= 1.5) > 0.9
+    assert familiar.distances(RANDOM.normal(0, 20, (50, 20)), statistics).min() > 2
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 1000))
 def test_any_few_pictures_give_finite_scores(num_rows: int, num_classes: int, seed: int) -> None:
     features, labels = drawn(num_rows, 6, num_classes, seed)
     features[:, 2] = 0.0  # a dead filter
-    scores = familiar.unlike(features, familiar.measure(features, labels))
+    scores = familiar.distances(features, familiar.measure(features, labels))
     assert np.isfinite(scores).all()
     assert (scores >= 0).all()
 
@@ -49,12 +50,18 @@ def test_float32_tells_the_score_however_far_apart_the_classes_lie(apart: float)
     near, reach = centres.astype(np.float32), (centres**2).sum(axis=1).astype(np.float32)
     distances = (whitened**2).sum(axis=1)[:, None] - 2 * whitened @ near.T + reach
     scores = (distances / scales.astype(np.float32)).min(axis=1)
-    np.testing.assert_allclose(scores, familiar.unlike(features, statistics), atol=1e-3)
+    np.testing.assert_allclose(scores, familiar.distances(features, statistics), atol=1e-3)
 
 
 def test_the_score_is_the_smallest_distance_in_units_of_its_centre() -> None:
     statistics = Statistics(np.zeros(2), np.eye(2), np.array([[0.0, 0.0], [10.0, 0.0]]), np.array([1.0, 4.0]))
-    assert familiar.unlike(np.array([[3.0, 0.0], [8.0, 0.0], [10.0, 2.0]]), statistics).tolist() == [9.0, 1.0, 1.0]
+    assert familiar.distances(np.array([[3.0, 0.0], [8.0, 0.0], [10.0, 2.0]]), statistics).tolist() == [9.0, 1.0, 1.0]
+
+
+def test_doubt_is_added_to_the_distance() -> None:
+    statistics = Statistics(np.zeros(2), np.eye(2), np.zeros((1, 2)), np.ones(1))
+    probabilities = np.array([[1.0, 0.0], [0.5, 0.5]], np.float32)
+    assert familiar.unlike(np.array([[3.0, 0.0]] * 2), statistics, probabilities).tolist() == [9.0, 10.0]
 
 
 def test_a_model_too_sure_of_itself_is_cooled_until_confidence_is_accuracy() -> None:

@@ -41,7 +41,7 @@ def expected(model: Path, pixels: np.ndarray) -> Answers:
     with np.load(model / STATISTICS) as archive:
         statistics = Statistics(**archive)
     probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(found["logits"] / limits.temperature))
-    return Answers(probabilities, unlike(found["features"], statistics))
+    return Answers(probabilities, unlike(found["features"], statistics, probabilities))
 
 
 @pytest.mark.parametrize("name", runtimes.FORMATS)
