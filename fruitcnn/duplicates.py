@@ -1,9 +1,13 @@
 """How many test pictures have a near-duplicate among the training pictures? By perceptual hash. Pure; for freezing.
 
-Frames of a turning fruit that lie on both sides of a split are such: they let a network score by memory.
+Frames of a turning fruit that lie on both sides of a split are such: they let a network score by memory. What an
+accuracy is worth then is said in words, the same in the model card and in the report.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,3 +48,26 @@ def count(test: npt.NDArray[np.uint8], train: npt.NDArray[np.uint8]) -> NearDupl
     ]
     num_near = int((np.concatenate(nearest) <= MAX_DISTANCE).sum())
     return NearDuplicates(num_test=len(test), num_near=num_near, num_train=len(train))
+
+
+def worth(metrics: Mapping[str, Any], near: NearDuplicates | None) -> list[str]:
+    """Return sentences on what the accuracy is worth; metrics: of model.json, by split."""
+    said = []
+    if near:
+        said.append(
+            f"Of {near.num_test:,} test pictures, {near.num_near:,} ({near.num_near / near.num_test:.0%}) have a "
+            f"near-duplicate among {near.num_train:,} training pictures (perceptual hashes within {near.max_distance} "
+            "of 64 bits)."
+        )
+    if unseen := metrics.get("leak_aware"):
+        return [
+            *said,
+            f"leak_aware, {unseen['accuracy']:.2%} of {unseen['num_rows']:,} pictures, is the score on rotations that "
+            "were held out of training: how well the network knows views that it never saw; test is mostly frames "
+            "between frames that it did see.",
+        ]
+    return [
+        *said,
+        "Where frames of one turning object lie on both sides, the test score says how well the network knows these "
+        "very objects; train with --hold-out-groups for the score on views that it never saw.",
+    ]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from fruitcnn.bundle import Description
 from fruitcnn.class_scores import Confusion
+from fruitcnn.duplicates import worth
 from fruitcnn.snippets import snippets
 
 _FILES = {
@@ -72,27 +73,8 @@ def _training(description: Description) -> Iterator[str]:
     for split, score in description.metrics.items():
         measured = f"accuracy {score['accuracy']:.4f}, loss {score['loss']:.4f}"
         yield f"- {split}: {measured}, on {score['num_rows']:,} pictures"
-    if near := description.near_duplicates:
-        yield (
-            f"- of {near.num_test:,} test pictures, {near.num_near:,} ({near.num_near / near.num_test:.0%}) have a "
-            f"near-duplicate among {near.num_train:,} training pictures (perceptual hashes within {near.max_distance} "
-            "of 64 bits)"
-        )
-    yield from _meaning(description)
+    yield from (f"- {sentence}" for sentence in worth(description.metrics, description.near_duplicates))
     yield "- configuration: " + ", ".join(f"{name}={value}" for name, value in training["config"].items()) + "\n"
-
-
-def _meaning(description: Description) -> Iterator[str]:
-    if "leak_aware" in description.metrics:
-        yield (
-            "- leak_aware is the score on rotations that were held out of training: how well the network knows views "
-            "it never saw; test is mostly frames between frames that it did see"
-        )
-    else:
-        yield (
-            "- where frames of one turning object lie on both sides, the test score says how well the network knows "
-            "these very objects; train with --hold-out-groups for the score on views it never saw"
-        )
 
 
 def _classes(description: Description, found: Confusion) -> Iterator[str]:
@@ -140,7 +122,8 @@ def _unsure(description: Description) -> Iterator[str]:
     yield "## When it does not know\n"
     yield (
         "Beside the probabilities, the model answers `unlike`: how far a picture is from all training pictures, in "
-        "units of its nearest class (19 of 20 training pictures are below 1). An answer is unsure where\n"
+        "units of its nearest class (19 of 20 training pictures are below 1), and twice the model's doubt (1 - the "
+        "greatest probability). An answer is unsure where\n"
     )
     yield f"- `unlike` is above {limits.max_unlike:.4g}: no training picture is like it (`unlike-training`);"
     yield f"- the two greatest probabilities differ by less than {limits.min_margin:.4g} (`ambiguous`).\n"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fruitcnn import charts, drift, evidence, storage
+from fruitcnn import bundle, charts, drift, duplicates, evidence, storage
 from fruitcnn.errors import UsageError
 from fruitcnn.evidence import Evidence, RunRecords, Truth
 from fruitcnn.gate import Verdict
@@ -147,6 +147,7 @@ def _predicted(predictions: str, found: Evidence, manifest: Manifest | None) -> 
         pairs = _pairs(found)
         page |= {"accuracy": (right, num_rows), "pairs": pairs, "worst": tally.worst}
         page |= _limited("classes", class_scores(tally.kinds, manifest.classes if manifest else ()))
+        page["worth"] = _worth(found)
         shown += tally.worst + [example for _, *both in pairs for example in both if example]
     else:
         page |= _limited("labels", _labels(found)) | _drift(found)
@@ -155,6 +156,15 @@ def _predicted(predictions: str, found: Evidence, manifest: Manifest | None) -> 
         shown += [example for both in page["gallery"] for example in both]
     page["pictures"] = evidence.thumbnails(predictions, found.plan, shown) if found.plan else {}
     return page
+
+
+def _worth(found: Evidence) -> list[str]:
+    """What the test accuracy is worth, in the words of the model card; none where the model cannot be read any more."""
+    try:
+        model, _ = bundle.read_description(found.manifest.model if found.manifest else "")
+    except (bundle.FrozenModelError, storage.StorageError, UsageError, ValueError):
+        return []
+    return duplicates.worth(model.metrics, model.near_duplicates)
 
 
 def _decided(decision: Decision) -> dict[str, Any]:

@@ -24,3 +24,11 @@ def test_hashes_are_those_of_imagehash() -> None:
     (picture,) = pictures(1, 2)
     (ours,) = duplicates.hashes(picture[None])
     assert int.from_bytes(ours.tobytes(), "big") == int(str(imagehash.phash(Image.fromarray(picture))), 16)
+
+
+def test_what_the_accuracy_is_worth_is_said_with_its_figures() -> None:
+    near = duplicates.NearDuplicates(num_test=200, num_near=150, num_train=900)
+    first, second = duplicates.worth({"leak_aware": {"accuracy": 0.75, "num_rows": 40}}, near)
+    assert "Of 200 test pictures, 150 (75%)" in first
+    assert "leak_aware, 75.00% of 40 pictures" in second
+    assert "--hold-out-groups" in duplicates.worth({"test": {"accuracy": 1.0, "num_rows": 40}}, None)[0]
