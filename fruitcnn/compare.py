@@ -7,9 +7,10 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from fruitcnn import charts, evidence, storage
+from fruitcnn.compare_config import CompareConfig
 from fruitcnn.errors import UsageError
 from fruitcnn.evidence import RunRecords
-from fruitcnn.recipe import CompareConfig, TrainConfig
+from fruitcnn.recipe import TrainConfig
 from fruitcnn.wording import FILTERS
 
 _CHARTS = {"Accuracy": charts.accuracy_curves, "Loss": charts.loss_curves}

@@ -98,7 +98,7 @@ class Loop:
 
     def _step(self, batch: Batch) -> None:
         asked = time.monotonic()
-        loss, right, all_reduce = self.replica.step(batch.images, batch.labels, batch.keys)
+        loss, right, all_reduce = self.replica.step(batch.images, batch.labels, batch.keys, batch.step)
         if not self.first_step_at:
             float(loss)  # Waits until the step is done, on a GPU too.
             self.first_step_at = time.time()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fruitcnn.recipe import ARCHITECTURES
+from fruitcnn.recipe import ARCHITECTURES, PRETRAINED
 
 Layer = Callable[[Any], Any]
 
@@ -148,14 +148,12 @@ def build_model(
     """
     import keras
 
-    if architecture not in _BUILDERS:
-        raise ValueError(f"architecture: got {architecture!r}, wanted one of {', '.join(_BUILDERS)}")
+    if architecture not in (*_BUILDERS, *PRETRAINED):
+        raise ValueError(f"architecture: got {architecture!r}, wanted one of {', '.join((*_BUILDERS, *PRETRAINED))}")
     parts = _Parts(seed, ghost_rows)
     image = keras.Input((*input_px, 3), dtype="uint8", name="image")
-    features = keras.layers.Rescaling(1 / 255, name="scale")(image)
     try:
-        for layer in _BUILDERS[architecture](parts):
-            features = layer(features)
+        image, features = _features(architecture, image, parts)
     except ValueError as error:
         raise ValueError(
             f"input_px: got {input_px[0]}x{input_px[1]}, too small for {architecture}: try --input-px 64"
@@ -163,3 +161,18 @@ def build_model(
     logits = parts.dense(num_classes, activation=None)(features)
     probabilities = keras.layers.Activation("softmax", dtype="float32", name="probabilities")(logits)
     return keras.Model(image, probabilities, name=architecture)
+
+
+def _features(architecture: str, image: Any, parts: _Parts) -> tuple[Any, Any]:
+    """(input, features) of a network without its last layer; the input may be another one than `image`."""
+    from keras import layers
+
+    if architecture in PRETRAINED:
+        from fruitcnn import transfer
+
+        image, features = transfer.backbone(architecture, image)
+        return image, parts.dropout(0.2)(features)
+    features = layers.Rescaling(1 / 255, name="scale")(image)
+    for layer in _BUILDERS[architecture](parts):
+        features = layer(features)
+    return image, features

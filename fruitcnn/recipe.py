@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ARCHITECTURES = ("small_cnn", "base_cnn", "custom_cnn", "vgg13", "lenet5", "alexnet")
-# As many colours as can be told apart.
-_MOST_COMPARED = 6
+PRETRAINED = ("mobilenet_v2", "efficientnet_v2_b0")
 _WITH_GHOSTS = ("small_cnn", "base_cnn")
 
 # Where and how fast a run is carried out; everything else decides what comes out of it.
@@ -69,6 +68,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What fills the gaps of networks that start with weights of other pictures: few passes, larger pictures.
+_OF_PRETRAINED = {"input_px": 96, "epochs": 6.0, "learning_rate": 1e-3, "weight_decay": 1e-4}
+
 
 class Augmentation(BaseModel):
     """How a training picture may differ from the one on disk; drawn anew for every (seed, epoch, row)."""
@@ -118,8 +120,19 @@ class TrainConfig(Augmentation):
     min_workers: int = Field(0, ge=0, description="fewest workers of a run that grows and shrinks; 0 is a fixed number")
     cpus_per_worker: int = Field(0, ge=0, description="CPU threads of a worker; 0 shares the cluster's among them")
     use_gpu: bool = Field(False, description="one GPU per worker, mixed precision")
-    architecture: Literal["small_cnn", "base_cnn", "custom_cnn", "vgg13", "lenet5", "alexnet"] = Field(
-        "small_cnn", description="network by name"
+    architecture: Literal[
+        "small_cnn", "base_cnn", "custom_cnn", "vgg13", "lenet5", "alexnet", "mobilenet_v2", "efficientnet_v2_b0"
+    ] = Field("small_cnn", description="network by name; the last two take --weights")
+    weights: str = Field(
+        "",
+        description="what mobilenet_v2 or efficientnet_v2_b0 starts with: imagenet (Keras downloads it), or the URI of "
+        "a file of Keras weights without top (.h5)",
+    )
+    frozen_share: float = Field(
+        0.3, ge=0, le=1, description="with --weights: share of the steps in which only the new last layer learns"
+    )
+    fine_tuning_rate: float = Field(
+        0.1, gt=0, le=1, description="with --weights: factor on the learning rate once every layer learns"
     )
     input_px: int = Field(32, ge=8, le=1024, description="height and width of the network's input, px")
     global_batch_size: int = Field(64, ge=1, description="rows of one step over all workers together")
@@ -195,6 +208,7 @@ class TrainConfig(Augmentation):
     def _fill_from_preset(cls, given: Any) -> Any:
         if isinstance(given, dict):
             preset = PRESETS.get(given.get("preset", "speed"), {})
+            preset = preset | (_OF_PRETRAINED if given.get("architecture") in PRETRAINED else {})
             if "images_seen" in given:  # a length of one's own, whichever way the preset says it
                 preset = {name: value for name, value in preset.items() if name != "epochs"}
             return preset | given
@@ -207,6 +221,17 @@ class TrainConfig(Augmentation):
             fewest, _, most = str(given["num_workers"]).partition(":")
             return given | {"min_workers": fewest, "num_workers": most}
         return given
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> TrainConfig:
+        is_pretrained, names = self.architecture in PRETRAINED, " or ".join(PRETRAINED)
+        if self.weights and not is_pretrained:
+            raise ValueError(f"--weights: got {self.weights} with {self.architecture}, wanted --architecture {names}")
+        if is_pretrained and not (self.weights or self.initial_model):
+            raise ValueError(
+                f"--weights: got none with {self.architecture}, wanted imagenet or the URI of a file of Keras weights"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
@@ -258,6 +283,7 @@ class TrainingChoices(BaseModel):
     num_workers: int = Field(1, ge=1, description="number of data-parallel training workers")
     preset: Literal["speed", "seed", "best"] = Field("speed", description="training recipe: see jobs.train --help")
     architecture: str | None = Field(None, description="network by name: see jobs.train --help")
+    weights: str | None = Field(None, description="what a pretrained network starts with: see jobs.train --help")
     input_px: int | None = Field(None, description="height and width of the network's input, px")
     global_batch_size: int | None = Field(None, description="rows of one step over all workers together")
     images_seen: int | None = Field(None, description="training length in pictures")
@@ -267,19 +293,3 @@ class TrainingChoices(BaseModel):
         """The config of the training, with what `more` says. Raises ValidationError where the two do not fit."""
         given = {name: getattr(self, name) for name in TrainingChoices.model_fields}
         return TrainConfig(**{name: value for name, value in given.items() if value is not None}, **more)
-
-
-class CompareConfig(BaseModel):
-    """What `jobs.train --compare` is told."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    compare: tuple[str, ...] = Field(description="runs to compare, two to six: folders or s3:// prefixes")
-    page: str = Field("work/compare.html", description="where the page goes: a path or s3:// URI ending in .html")
-
-    @field_validator("compare")
-    @classmethod
-    def _has_some(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
-        if not 2 <= len(set(runs)) <= _MOST_COMPARED:
-            raise ValueError(f"--compare: got {len(set(runs))} runs, wanted two to {_MOST_COMPARED}: --compare RUN,RUN")
-        return tuple(dict.fromkeys(runs))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -21,7 +22,7 @@ from fruitcnn.checkpoints import State
 from fruitcnn.layers import drawing_from, local_average
 from fruitcnn.models import build_model
 from fruitcnn.recipe import TrainConfig
-from fruitcnn.schedule import warmup_steps
+from fruitcnn.schedule import frozen_steps, warmup_steps
 
 EVALUATION_ROWS = 256
 
@@ -62,18 +63,25 @@ class Replica:
         of_weights = zip(self.model.variables, self._averaged, strict=bool(self._averaged))
         # What differs between the workers until it is averaged over them.
         self._local = averages + [mean for source, mean in of_weights if source.synchronization == "on_read"]
-        self._step = tf.function(self._distributed(self._train_rows), reduce_retracing=True)
+        self.num_frozen_steps = frozen_steps(config, num_steps)
+        # Of a network with weights of other pictures, first the last layer alone learns.
+        learning = {True: self.model.layers[-2].trainable_variables, False: self.model.trainable_variables}
+        self._steps = {
+            is_frozen: tf.function(self._distributed(partial(self._train_rows, variables)), reduce_retracing=True)
+            for is_frozen, variables in learning.items()
+        }
         self._score = tf.function(self._distributed(self._score_rows), reduce_retracing=True)
         self._sum = tf.function(self._distributed(self._sum_over_workers), reduce_retracing=True)
         self._values = tf.function(self._distributed(self._local_values))
 
-    def step(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray) -> tuple[Any, Any, Any]:
-        """Take one step on this worker's rows; return its loss sum, its number of right answers and the seconds that
-        summing the gradients took, waiting for the other workers included (scalars).
+    def step(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray, number: int) -> tuple[Any, Any, Any]:
+        """Take step `number` on this worker's rows; return its loss sum, its number of right answers and the seconds
+        that summing the gradients took, waiting for the other workers included (scalars).
 
         `images` uint8 (n, H, W, 3), `labels` int64 (n,), `keys` int32 (n,) of sampling.row_keys.
         """
-        return self._step(tf.constant(images), tf.constant(labels), tf.constant(keys))
+        step = self._steps[number < self.num_frozen_steps]
+        return step(tf.constant(images), tf.constant(labels), tf.constant(keys))
 
     def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Score:
         """Score this worker's rows of a split and add the other workers'; all workers must call it together.
@@ -155,9 +163,8 @@ class Replica:
         return lambda *arguments: self.strategy.run(function, args=arguments)
 
     def _train_rows(
-        self, images: tf.Tensor, labels: tf.Tensor, keys: tf.Tensor
+        self, variables: list[Any], images: tf.Tensor, labels: tf.Tensor, keys: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
             with drawing_from(keys):
                 probabilities = self.model(augment(images, keys, self.config.augmentation), training=True)
@@ -233,6 +240,7 @@ class Rate(keras.optimizers.schedules.LearningRateSchedule):
         self.peak, self.is_cosine = config.learning_rate, config.schedule == "cosine"
         self.num_warmup = warmup_steps(config, num_steps)
         self.num_falling = max(1, num_steps - self.num_warmup)
+        self.num_frozen, self.fine_tuning = frozen_steps(config, num_steps), config.fine_tuning_rate
         self.scale = tf.Variable(1.0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
 
     def __call__(self, step: Any) -> tf.Tensor:
@@ -242,7 +250,14 @@ class Rate(keras.optimizers.schedules.LearningRateSchedule):
         if self.is_cosine:
             done = tf.clip_by_value((step - self.num_warmup) / self.num_falling, 0.0, 1.0)
             rate *= 0.5 * (1 + tf.cos(math.pi * done))
-        return rate * tf.minimum(1.0, step / self.num_warmup) if self.num_warmup else rate
+        if self.num_warmup:
+            rate *= tf.minimum(1.0, step / self.num_warmup)
+        return self._fine_tuning(step, rate) if self.num_frozen else rate
+
+    def _fine_tuning(self, step: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+        # The optimizer has seen no gradient of these layers before: they begin gently as well.
+        rises = tf.minimum(1.0, (step - self.num_frozen + 1) / max(1, self.num_warmup))
+        return tf.where(step < self.num_frozen, rate, rate * self.fine_tuning * rises)
 
 
 def make_optimizer(config: TrainConfig, rate: Any) -> Any:

@@ -36,6 +36,11 @@ def warmup_steps(config: TrainConfig, num_steps: int) -> int:
     return round(num_steps * config.warmup_share)
 
 
+def frozen_steps(config: TrainConfig, num_steps: int) -> int:
+    """Return the number of steps, the first ones, in which a network with --weights learns its last layer only."""
+    return round(num_steps * config.frozen_share) if config.weights else 0
+
+
 def balanced_weights(num_rows_by_class: Sequence[int]) -> list[float]:
     """Return the weight of each class: rows / (classes * its rows), so that the mean over the rows is 1.
 

@@ -22,7 +22,7 @@ import ray
 import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fruitcnn import runs, storage, warm
+from fruitcnn import runs, storage, transfer, warm
 from fruitcnn.errors import UsageError
 from fruitcnn.manifest import Manifest, load_manifest
 from fruitcnn.parquet import read_rows
@@ -65,6 +65,7 @@ def _claim(config: TrainConfig) -> tuple[TrainConfig, Facts]:
         dataset = storage.normalise(config.dataset)
         manifest = load_manifest(dataset)
         facts = describe(config.model_copy(update={"dataset": dataset}), manifest)
+    transfer.require(config.weights)
     if config.initial_model:
         warm.require_fitting(config, facts.classes)
     with storage.argument("--run"):

@@ -123,7 +123,7 @@ def _decode(config: TrainConfig, manifest: Manifest) -> tuple[np.ndarray, float]
 
 def _step(replica: Replica, pixels: np.ndarray, rows: int) -> Callable[[], float]:
     pictures, labels, keys = _repeat(pixels, rows), np.zeros(rows, np.int64), np.arange(rows, dtype=np.int32)
-    return lambda: float(replica.step(pictures, labels, keys)[0])  # float waits until the step is done
+    return lambda: float(replica.step(pictures, labels, keys, replica.num_frozen_steps)[0])  # waits for the end
 
 
 def _repeat(pixels: np.ndarray, rows: int) -> np.ndarray:

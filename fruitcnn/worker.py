@@ -62,6 +62,11 @@ def work(job: dict[str, Any]) -> None:
     num_by_class = np.bincount(split.labels[learned], minlength=num_classes).tolist()
     weights = balanced_weights(num_by_class) if config.class_weights == "balanced" else None
     replica = Replica(config, num_classes, facts.num_steps, strategy, weights)
+    if config.weights and not config.initial_model:
+        from fruitcnn import transfer
+
+        transfer.start_from(config.weights, replica.model, config.architecture)
+        replica.restart_averages()
     if config.initial_model:
         warm.start_from(config.initial_model, replica.model, facts.classes)
         replica.restart_averages()

@@ -11,7 +11,8 @@ other. RUN/tensorboard is for TensorBoard.
 import sys
 from typing import Any
 
-from fruitcnn.recipe import CompareConfig, TrainConfig
+from fruitcnn.compare_config import CompareConfig
+from fruitcnn.recipe import TrainConfig
 from jobs.cli import progress, ray_session, run, summary
 
 # The parts of the time until the first step, in their order.

@@ -62,7 +62,7 @@ def main(out: str, kind: str, architecture: str, optimizer: str, rank: int, worl
     start = everything(replica.state(0))
     losses, rows = [], []
     for batch in feed.batches(0, num_steps):
-        losses.append(float(replica.step(batch.images, batch.labels, batch.keys)[0]))
+        losses.append(float(replica.step(batch.images, batch.labels, batch.keys, batch.step)[0]))
         rows.append(batch.rows)
     totals = replica.sum_over_workers(losses) / ROWS_OF_GLOBAL_BATCH
     replica.average_statistics()

@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from fruitcnn import runs, storage
 from fruitcnn.compare import compare
+from fruitcnn.compare_config import CompareConfig
 from fruitcnn.errors import UsageError
-from fruitcnn.recipe import CompareConfig, TrainConfig
+from fruitcnn.recipe import TrainConfig
 from fruitcnn.runs import Facts
 
 

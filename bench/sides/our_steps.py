@@ -75,7 +75,7 @@ def _measure(asked: argparse.Namespace) -> dict[str, float]:
 
 def _timed_steps(replica: Any, feed: Any, start: int, stop: int) -> float:
     started = time.perf_counter()
-    results = [replica.step(batch.images, batch.labels, batch.keys) for batch in feed.batches(start, stop)]
+    results = [replica.step(batch.images, batch.labels, batch.keys, batch.step) for batch in feed.batches(start, stop)]
     loss = float(results[-1][0])  # Waits until the last step is done.
     assert np.isfinite(loss), loss
     return time.perf_counter() - started
