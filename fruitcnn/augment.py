@@ -21,12 +21,18 @@ def augment(images: tf.Tensor, keys: tf.Tensor, recipe: Augmentation) -> tf.Tens
     The surroundings of a moved picture are white, as Fruits-360's background is.
     """
     pixels = tf.cast(images, tf.float32)
-    draws = row_uniform(keys, 12, _STREAM)
+    draws = _only_some(row_uniform(keys, 13, _STREAM), recipe.changed_share)
     if recipe.moves:
         pixels = _move(pixels, draws, recipe)
     elif recipe.flip:
         pixels = tf.where(draws[:, 0, None, None, None] < 0.5, tf.reverse(pixels, [2]), pixels)
     return _recolour(pixels, draws, recipe) if recipe.recolours else pixels
+
+
+def _only_some(draws: tf.Tensor, share: float) -> tf.Tensor:
+    """Put what is drawn for all but `share` of the rows to the middle of its range, where nothing changes."""
+    middle = tf.concat([draws[:, :1], tf.fill(tf.shape(draws[:, 1:]), 0.5)], 1)  # the first draw is the mirror's
+    return tf.where(draws[:, -1:] < share, draws, middle) if share < 1 else draws
 
 
 def _between(draw: tf.Tensor, low: float, high: float) -> tf.Tensor:

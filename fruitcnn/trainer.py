@@ -19,6 +19,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import PlacementGroup
 
 # TensorFlow's errors in a collective whose other side is gone.
 _ERRORS_OF_PEERS = ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError", "InternalError")
@@ -28,7 +29,7 @@ class Trainer(DataParallelTrainer):
     """Ray's trainer with a limit to its start, without its PlacementGroupCleaner and its answer to Ctrl-C.
 
     On a busy machine the cleaner took an empty answer of Ray's state API for a dead controller and took the workers
-    away from a healthy run (seen with Ray 2.60). Without it they go when the driver's job ends.
+    away from a healthy run (seen with Ray 2.60). What a controller leaves behind goes at the end of fit instead.
     """
 
     def __init__(self, *arguments: Any, has_started: Callable[[], bool], start_seconds: float, **named: Any) -> None:
@@ -41,10 +42,14 @@ class Trainer(DataParallelTrainer):
 
     def fit(self) -> Any:
         """Run the training function on the group. Raises as Ray's does."""
+        before = _placement_groups()
         try:
             return super().fit()
         finally:
             self._ended.set()
+            # What a killed controller held stays until the driver ends, a frozen worker in it too.
+            for left in _placement_groups() - before:
+                ray.util.remove_placement_group(PlacementGroup(left))
 
     def _initialize_and_run_controller(self, **named: Any) -> Any:
         if self.scaling_config.elasticity_enabled:
@@ -70,6 +75,14 @@ class Trainer(DataParallelTrainer):
         threading.Thread(target=self._watch_start, args=(controller,), daemon=True, name="start").start()
 
 
+def _placement_groups() -> set[ray.PlacementGroupID]:
+    """Return those of this driver that are not removed; the end of an id is that of the job."""
+    job = ray.get_runtime_context().get_job_id()
+    found = ray.util.placement_group_table()
+    living = [key for key, each in found.items() if key.endswith(job) and each["state"] != "REMOVED"]
+    return {ray.PlacementGroupID(bytes.fromhex(key)) for key in living}
+
+
 class _Dividing(ElasticScalingPolicy):
     """As many workers as the cluster has room for, of the group sizes into which the global batch divides."""
 
@@ -78,8 +91,14 @@ class _Dividing(ElasticScalingPolicy):
         self._sizes = sizes
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        room = super()._count_possible_workers(reserved_resources)
+        # Ray's coordinator counts a node that died for a while yet, and waits for it until the start is given up.
+        room = min(super()._count_possible_workers(reserved_resources), self._room_on_living_nodes())
         return max((size for size in self._sizes if size <= room), default=0)
+
+    def _room_on_living_nodes(self) -> int:
+        wanted = {name: number for name, number in self.scaling_config._resources_per_worker_not_none.items() if number}
+        living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(min(int(there.get(name, 0) // number) for name, number in wanted.items()) for there in living)
 
 
 class TensorFlow(BackendConfig):

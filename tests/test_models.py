@@ -106,6 +106,16 @@ def test_no_augmentation_changes_nothing() -> None:
     np.testing.assert_array_equal(augment(PICTURES, KEYS, Augmentation(flip=False)), PICTURES.astype(np.float32))
 
 
+def test_only_the_stated_share_of_pictures_is_changed() -> None:
+    keys = tf.constant(RNG.integers(-(2**31), 2**31, 400, dtype=np.int32))
+    pictures = np.repeat(PICTURES[:1], 400, 0)
+    some = augment(pictures, keys, EVERYTHING.model_copy(update={"changed_share": 0.3, "flip": False})).numpy()
+    every = augment(pictures, keys, EVERYTHING.model_copy(update={"flip": False})).numpy()
+    changed = abs(some - pictures).max(axis=(1, 2, 3)) > 0.01
+    assert 0.2 < changed.mean() < 0.4
+    np.testing.assert_array_equal(some[changed], every[changed], err_msg="those are changed as all would be")
+
+
 def test_a_moved_picture_is_surrounded_by_white() -> None:
     black = np.zeros((8, 32, 32, 3), np.uint8)
     moved = augment(black, KEYS, Augmentation(flip=False, shift=0.5)).numpy()
