@@ -43,6 +43,10 @@ _HAPROXY_SETTINGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # 30 by default, for balancers that we have not
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
+    # A picture may be asked about twice: what a lost replica did not answer, another one does.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "3",
+    "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "5",  # at a reload, idle connections are told to go instead of cut
 }
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
