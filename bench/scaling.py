@@ -134,7 +134,9 @@ def _train(data: Data, scratch: Path) -> dict[str, Any]:
         core_seconds_per_image=per_image,
         step_seconds=max(0.0, step_seconds[_BATCH] - _BATCH * per_image),
         gradient_bytes=gradient_bytes,
-        link_seconds=max(0.0, all_reduce / 2 - gradient_bytes / 2 / 1.25e9),
+        group_seconds=all_reduce,
+        link_seconds=0,
+        link_bytes_per_second=1e12,  # on one machine there is no network
     )
     predicted = forecast_train(costs, Cluster(2, 1), two.result["images_seen"], _LARGE_BATCH)
     print("\ntrain: costs " + _worded(costs.model_dump()))

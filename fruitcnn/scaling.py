@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-RAY_START_SECONDS = 12.0
+RAY_START_SECONDS = 7.0
 """From the command to the first part in an actor. This and the next: measured by bench/scaling.py, on one machine."""
 
-DRIVER_SECONDS_PER_PART = 0.01
+DRIVER_SECONDS_PER_PART = 0.007
 
 
 class ClassifyCosts(BaseModel):
@@ -111,8 +111,8 @@ def simulate_classify(costs: ClassifyCosts, cluster: Cluster, num_images: int, p
     return Forecast(end, num_images / end, busy)
 
 
-LINK_SECONDS = 0.0005
-"""Between two processes of one machine, measured by bench/scaling.py."""
+GROUP_SECONDS = 0.008
+"""Measured by bench/scaling.py between two processes of one machine."""
 
 
 class TrainCosts(BaseModel):
@@ -129,7 +129,12 @@ class TrainCosts(BaseModel):
         default=1.25e9, gt=0, description="Bandwidth between two nodes; by default 10 Gbit/s, which is assumed."
     )
     link_seconds: float = Field(
-        default=LINK_SECONDS, ge=0, description="Latency of one message of an all-reduce, TensorFlow's work included."
+        default=5e-5, ge=0, description="Latency of one message between two nodes; by default 50 us, which is assumed."
+    )
+    group_seconds: float = Field(
+        default=GROUP_SECONDS,
+        ge=0,
+        description="What a step of several workers takes beside the network: TensorFlow's work, the wait for a peer.",
     )
 
 
@@ -142,6 +147,7 @@ def forecast_train(costs: TrainCosts, cluster: Cluster, images_seen: int, global
     steps = -(-images_seen // global_batch_size)
     compute = global_batch_size / nodes * costs.core_seconds_per_image / cluster.cores_per_node
     reduce = 2 * (nodes - 1) * (costs.gradient_bytes / nodes / costs.link_bytes_per_second + costs.link_seconds)
+    reduce += costs.group_seconds if nodes > 1 else 0
     parts = {"compute": compute, "all-reduce": reduce, "step": costs.step_seconds}
     scoring = costs.scoring_core_seconds / cluster.cores_per_node / nodes
     seconds = costs.start_seconds + steps * sum(parts.values()) + scoring

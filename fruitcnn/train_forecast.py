@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fruitcnn.replica import Replica
 
 SECONDS = 15.0
-START_SECONDS = 20.0
+START_SECONDS = 12.0
 """From the command to the first step, without decoding: Ray, TensorFlow, the network. bench/scaling.py prints it."""
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 100)
