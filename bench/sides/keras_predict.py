@@ -19,7 +19,7 @@ def main(model_file: str, images: str, out: str) -> None:
     pictures = keras.utils.image_dataset_from_directory(
         images, labels=None, image_size=model.input_shape[1:3], batch_size=256, shuffle=False, verbose=False
     )
-    probabilities = model.predict(pictures, verbose=0)
+    probabilities = model.predict(pictures, verbose=0)["probabilities"]
     columns = {"id": pictures.file_paths, "label": probabilities.argmax(1), "confidence": probabilities.max(1)}
     pq.write_table(pa.table(columns), out)
     print(json.dumps({"num_images": len(probabilities)}))

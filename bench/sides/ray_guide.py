@@ -31,7 +31,7 @@ class _Predictor:
         self._model = keras.models.load_model(model_file)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        probabilities = self._model.predict(batch["image"], verbose=0)
+        probabilities = self._model.predict(batch["image"], verbose=0)["probabilities"]
         return {"path": batch["path"], "label": probabilities.argmax(1), "confidence": probabilities.max(1)}
 
 
