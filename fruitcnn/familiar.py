@@ -6,7 +6,7 @@ out-of-distribution samples", https://arxiv.org/abs/1807.03888, who keep one mea
 the smallest squared Mahalanobis distance to a centre, in units of its class: 19 of 20 training pictures are below 1.
 `unlike` is the distance and the network's own doubt together: strange classes lie between the familiar ones.
 
-Measured on networks trained without 10 of Fruits-360's 120 classes (bench/README.md has the figures): many centres in
+Chosen on one network trained without 10 of Fruits-360's 120 classes (bench/README.md has the figures): many centres in
 few directions let half as many pictures of strange classes pass as four centres in all directions, and the doubt again
 takes a third away.
 """
