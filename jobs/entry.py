@@ -20,7 +20,7 @@ _NOT_SUBMITTED = ("submit",)
 
 PLACES = frozenset(
     ("model", "images", "predictions", "organise", "since_promotion", "evaluation", "labels", "run", "check", "dataset",
-     "source", "work", "registry", "recent", "thresholds", "flips", "initial_model", "cache_dir")
+     "source", "work", "registry", "recent", "thresholds", "flips", "initial_model", "weights", "cache_dir")
 )  # fmt: skip
 """Fields that name a place: a test has every field of text decided on. `root` lies inside a source."""
 
@@ -78,9 +78,11 @@ def read_arguments(entry: Entry, argv: Sequence[str], environ: Mapping[str, str]
 
 
 def _is_known_there(name: str, value: str, environ: Mapping[str, str]) -> bool:
-    """A registry's bare name where FRUITCNN_REGISTRIES goes along; a file of the code that is sent."""
+    """A registry's bare name where FRUITCNN_REGISTRIES goes along; a file of the code that is sent; no file at all."""
     if "/" not in value and (name == "registry" or value.startswith("registry:")):
         return bool(environ.get(BASE_VARIABLE))
+    if name == "weights" and value == "imagenet":
+        return True
     return name == "thresholds" and value.startswith("cluster/")
 
 

@@ -134,7 +134,7 @@ def test_every_job_can_be_submitted_and_knows_its_places():
             entry.read_arguments(entry.load(name), given[name], {})
 
 
-NO_PLACES = {"split", "max_rejected", "cause", "architecture", "root", "reason", "notify", "host"}
+NO_PLACES = {"split", "max_rejected", "cause", "architecture", "root", "reason", "notify", "host", "data_licence"}
 
 
 def test_every_field_of_text_is_a_place_or_is_not():

@@ -374,8 +374,17 @@ def test_ctrl_c_stops_classify_and_the_same_command_continues(
 @pytest.mark.ray
 @pytest.mark.fault
 def test_ctrl_c_stops_the_pipeline_while_workers_train(ray_session: None, tmp_path: Path) -> None:
-    argv = ["jobs.pipeline", "--source", "synthetic:4x40", "--work", str(tmp_path / "work")]
-    outcome = interrupted(argv, lambda said: "train: 0/" in said)
+    # max_epochs cuts images_seen off: enough pictures for training to be caught under way on a fast machine too.
+    argv = [
+        "jobs.pipeline",
+        "--source",
+        "synthetic:4x2000",
+        "--work",
+        str(tmp_path / "work"),
+        "--images-seen",
+        "200000",
+    ]
+    outcome = interrupted(argv, lambda said: "train: " in said)
     assert outcome.code == 130
     assert "stopped; the same command continues from what is done" in outcome.said
     assert (tmp_path / "work/dataset/manifest.json").exists()
