@@ -49,7 +49,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 def config(dataset: str, run: Path, **given: Any) -> TrainConfig:
     length = {"images_seen": BATCH * NUM_STEPS, "max_epochs": 1000, "num_evaluations": NUM_STEPS // 2}
     # Gentle: two workers round otherwise than one, and every step magnifies it; a lost step would still show.
-    recipe = {"learning_rate": 1e-4, "optimizer": "sgd", "rotate_degrees": 10, "zoom": 0.1, "brightness": 0.1}
+    recipe = {"learning_rate": 2e-4, "optimizer": "sgd", "rotate_degrees": 10, "zoom": 0.1, "brightness": 0.1}
     defaults = length | recipe | {"checkpoint_seconds": 1}
     return TrainConfig(dataset=dataset, run=str(run), **(defaults | given))
 
@@ -109,8 +109,13 @@ def assert_as_planned(settings: TrainConfig, undisturbed: Path) -> None:
         steps.setdefault((step, world_size), set()).add(rank)
     whole = {step for (step, world_size), ranks in steps.items() if len(ranks) == world_size}
     assert whole == set(range(facts.num_steps)), "missing steps"
-    for ours, theirs in zip(final_weights(Path(settings.run)), final_weights(undisturbed), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    from fruitcnn.models import build_model
+
+    variables = build_model(settings.architecture, (32, 32), len(facts.classes)).variables
+    both = zip(final_weights(Path(settings.run)), final_weights(undisturbed), strict=True)
+    for variable, (ours, theirs) in zip(variables, both, strict=True):
+        # Moving averages are of activations, sums over many weights: what is 1e-5 in these is more there.
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 if variable.trainable else 1e-3, err_msg=variable.path)
 
 
 def read_facts(run: str) -> dict[str, Any]:
@@ -125,15 +130,24 @@ def read_facts(run: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of one worker that nothing happened to."""
+    return finished(dataset, tmp_path_factory.mktemp("undisturbed"), 1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_pair(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of two workers, which round otherwise than one."""
+    return finished(dataset, tmp_path_factory.mktemp("undisturbed-pair"), 2)
+
+
+def finished(dataset: str, folder: Path, num_workers: int) -> Path:
     from fruitcnn.train import train
 
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(config(dataset, run), silent)
-    return run
+    train(config(dataset, folder / "run", num_workers=num_workers), silent)
+    return folder / "run"
 
 
 def test_killed_at_random_steps_a_run_ends_as_one_never_killed(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
-    """Two kills a command: Ray answers the first, the second ends it; then the same command, with one worker or two."""
+    """Two kills a command: Ray answers the first, the second ends it; then the same command, once with two workers."""
     from fruitcnn.train import train
 
     run, kills = tmp_path / "run", list[int]()
@@ -143,7 +157,7 @@ def test_killed_at_random_steps_a_run_ends_as_one_never_killed(dataset: str, und
         killer = threading.Thread(target=kill_twice, args=(run, draw, kills, ended), daemon=True)
         killer.start()
         with pytest.raises((ray.train.TrainingFailedError, ray.exceptions.RayActorError)) as caught:
-            train(config(dataset, run, num_workers=2 - number % 2, max_failures=1), silent)
+            train(config(dataset, run, num_workers=2 if number == NUM_ROUNDS // 2 - 1 else 1, max_failures=1), silent)
         ended.set()
         killer.join()
         assert len(kills) == 2 * (number + 1), f"the run ended of something else: {caught.value}"
@@ -160,12 +174,16 @@ def kill_twice(run: Path, draw: random.Random, kills: list[int], ended: threadin
             if ended.wait(0.05):
                 return
         time.sleep(pause)
+        while not (found := workers()) and not ended.wait(0.05):
+            pass
+        if not found:
+            return
         kills.append(last_step(run))
-        draw.choice(workers()).send_signal(signal.SIGKILL)
+        draw.choice(found).send_signal(signal.SIGKILL)
 
 
 def test_a_frozen_worker_is_noticed_and_the_run_goes_on(
-    dataset: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: str, undisturbed_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fruitcnn.train import train
 
@@ -186,13 +204,13 @@ def test_a_frozen_worker_is_noticed_and_the_run_goes_on(
         watcher.join(10)
     print(f"\nthe frozen worker was gone after {gone[0]:.0f} s")
     assert gone[0] < 60
-    assert_as_planned(config(dataset, run), undisturbed)
+    assert_as_planned(config(dataset, run), undisturbed_pair)
 
 
 @pytest.mark.skipif(NUM_ROUNDS <= 2, reason="takes minutes: set FRUITCNN_ROUNDS=10")
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_lost_during_the_start_is_noticed_and_the_run_goes_on(
-    dataset: str, undisturbed: Path, tmp_path: Path, signal_: signal.Signals
+    dataset: str, undisturbed_pair: Path, tmp_path: Path, signal_: signal.Signals
 ) -> None:
     from fruitcnn import train as train_module
 
@@ -206,4 +224,4 @@ def test_a_worker_lost_during_the_start_is_noticed_and_the_run_goes_on(
         f"\n{signal_.name} {hit - started:.0f} s after the call; the run was in its steps {resumed - hit:.0f} s later"
     )
     assert not victim.is_running()
-    assert_as_planned(config(dataset, run), undisturbed)
+    assert_as_planned(config(dataset, run), undisturbed_pair)
