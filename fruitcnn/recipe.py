@@ -62,7 +62,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.05,
         "weight_averaging": 0.999,
         "changed_share": 0.5,
-        "rotate_degrees": 45.0,
+        "rotate_degrees": 180.0,
         "zoom": 0.2,
         "shift": 0.05,
         "brightness": 0.2,
