@@ -230,6 +230,9 @@ CASES: dict[str, Callable[[Data], Case]] = {
     "s3": s3,
 }
 
+BY_DEFAULT = tuple(name for name in CASES if name not in ("group", "checkpoints"))
+"""About ten minutes; the two that train for minutes are asked for by name."""
+
 
 def _two_sizes(seconds: dict[int, float]) -> Rates:
     """The whole job at both sizes, and what one picture more costs: the start-up falls out of the difference."""

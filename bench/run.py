@@ -1,6 +1,6 @@
 """Measures speed side by side on this machine, prints one table and writes bench/results.json.
 
-make bench                                  # all cases
+make bench                                  # all cases but the longest
 python bench/run.py train classify          # some of them
 FRUITCNN_FRUITS360=fruits.zip make bench    # on real pictures; without it, on drawn ones
 """
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.cases import CASES
+from bench.cases import BY_DEFAULT, CASES
 from bench.chart import draw
 from bench.data import SIZES, Data, open_data
 from bench.machine import machine, versions
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # What was measured until then is shown and kept.
 
 
 def _run(asked: argparse.Namespace, data: Data) -> int:
@@ -48,7 +50,7 @@ def _run(asked: argparse.Namespace, data: Data) -> int:
     }
     measured: dict[str, dict[str, Any]] = {}
     try:
-        for name in dict.fromkeys(asked.names or CASES):
+        for name in dict.fromkeys(asked.names or BY_DEFAULT):
             measured[name] = _measure(name, data, asked.rounds)
             RESULTS.write_text(json.dumps(about | {"cases": measured}, indent=1) + "\n")
     finally:
@@ -60,7 +62,9 @@ def _run(asked: argparse.Namespace, data: Data) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("bench/run.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"cases: {', '.join(CASES)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"cases: {', '.join(CASES)}\n(default: {', '.join(BY_DEFAULT)})"
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds after the warm-up (default: 3)")
     parser.add_argument(
         "--sizes",

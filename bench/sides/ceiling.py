@@ -1,6 +1,6 @@
 """What this machine allows: one process, threads that read and decode, OpenVINO; no Ray, no books, no checks.
 
-    python -m bench.sides.ceiling MODEL.onnx IMAGES
+    python -m bench.sides.ceiling MODEL.onnx IMAGES [PLACE]        PLACE is for the sides that write; here nothing is
 
 Also says what decoding alone and inference alone reach, and what their sum allows on these cores.
 """
@@ -22,7 +22,7 @@ _AHEAD = 8
 _PX = 32
 
 
-def main(onnx_file: str, images: str) -> None:
+def main(onnx_file: str, images: str, _place: str = "") -> None:
     """Time the whole, then its two halves on as many pictures as one second takes or so."""
     import openvino
 
