@@ -84,11 +84,14 @@ def _features(model: Any) -> Any:
 
 
 def _summary(stage: Any, number: int) -> list[Any]:
-    """Mean and standard deviation of every channel of a map; of a single place only the first."""
+    """Mean and standard deviation of every channel of a map; of a single place, and of the first map, only the mean.
+
+    Squaring the first map, which is as large as the picture, took an eighth of a small network's time in OpenVINO.
+    """
     from keras import layers, ops
 
     mean = layers.GlobalAveragePooling2D(name=f"mean_{number}")(stage)
-    if stage.shape[1:3] == (1, 1):
+    if number == 1 or stage.shape[1:3] == (1, 1):
         return [mean]
     squares = layers.Multiply(name=f"squares_{number}")([stage, stage])
     variance = layers.Subtract(name=f"variance_{number}")(
