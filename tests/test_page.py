@@ -186,14 +186,26 @@ def test_twenty_at_once(opened: Callable[..., Any]) -> None:
     until(page, "document.getElementById('status').textContent === '20 pictures done.'")
 
 
+def chooser_by_enter(page: Any) -> Any:
+    """The file chooser that Enter opens. A driven Chromium swallows one now and then: Enter again, then."""
+    from playwright.sync_api import TimeoutError as NotOpened
+
+    for _ in range(6):
+        page.bring_to_front()  # a page behind others opens no chooser
+        try:
+            with page.expect_file_chooser(timeout=5_000) as chooser:
+                page.keyboard.press("Enter")
+        except NotOpened:
+            continue
+        return chooser.value
+    raise AssertionError("Enter opened no file chooser")
+
+
 def test_by_keyboard_alone(opened: Callable[..., Any]) -> None:
     page = opened()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "choose"
-    page.bring_to_front()  # a page behind others opens no chooser
-    with page.expect_file_chooser(timeout=120_000) as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files([{"name": "a.png", "mimeType": "image/png", "buffer": picture(color="blue")}])
+    chooser_by_enter(page).set_files([{"name": "a.png", "mimeType": "image/png", "buffer": picture(color="blue")}])
     assert titles(page, 1) == ["blue"]
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "camera"
