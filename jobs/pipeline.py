@@ -14,7 +14,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from fruitcnn import storage
 from fruitcnn.recipe import TrainConfig, TrainingChoices
+from fruitcnn.wording import plural
 from jobs.cli import progress, ray_session, run, summary
+from jobs.shard import describe
 
 if TYPE_CHECKING:
     from fruitcnn.shards import DatasetPlan
@@ -96,8 +98,9 @@ def _steps(config: PipelineConfig, training: TrainConfig, plan: "DatasetPlan", c
     return {
         "classes": len(manifest.classes),
         "rows": ", ".join(f"{name} {split.num_rows:,}" for name, split in manifest.splits.items()),
+        "rejected files": describe(manifest)["rejected"],
         "test accuracy": f"{result['test']['accuracy']:.2%} of {result['test']['num_rows']:,} pictures",
-        "training": f"{result['images_seen']:,} pictures seen by {result['num_workers']} workers, "
+        "training": f"{result['images_seen']:,} pictures seen by {plural(result['num_workers'], 'worker')}, "
         f"{result['images_per_second']:,.0f}/s",
         "classified": f"{books.num_listed:,} listed = {books.num_ok:,} ok + {books.num_unsure:,} unsure "
         f"+ {books.num_rejected:,} rejected",
