@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -20,7 +21,7 @@ _PAUSE_SECONDS = 1.0
 
 
 def post(url: str, summary: dict[str, Any]) -> str | None:
-    """POST a summary as JSON; returns None, or why it did not arrive."""
+    """POST a summary as JSON; returns None, or why it did not arrive: without the URL's path, which may be a key."""
     data = json.dumps(summary).encode()
     problem = ""
     for attempt in range(_TRIES):
@@ -29,10 +30,10 @@ def post(url: str, summary: dict[str, Any]) -> str | None:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
                 return None
         except (OSError, ValueError) as error:
-            problem = str(error)
+            problem = str(error).replace(url, "the URL")
         if attempt < _TRIES - 1:
             time.sleep(_PAUSE_SECONDS * 2**attempt)
-    return f"no word reached {url}: {problem}"
+    return f"no word reached {urllib.parse.urlsplit(url).netloc.rpartition('@')[2] or 'the URL'}: {problem}"
 
 
 def post_once(url: str, registry: str, number: int, summary: dict[str, Any]) -> str | None:

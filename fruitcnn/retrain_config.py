@@ -37,7 +37,11 @@ class RetrainConfig(TrainingChoices):
     flips: str | None = Field(
         None, description="pictures on which the report shows the labels that change; default the held-out ones"
     )
-    notify: str | None = Field(None, description="URL that gets a JSON summary on promotion, rejection and failure")
+    notify: str | None = Field(
+        None,
+        description="URL that gets a JSON summary on promotion, rejection and failure",
+        json_schema_extra={"secret": True},
+    )
     lease_seconds: float = Field(
         600.0, gt=0, description="how long others wait after this process fell silent, seconds"
     )

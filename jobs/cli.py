@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from fruitcnn import sealed
 from fruitcnn.errors import UsageError
 from jobs.arguments import ConfigT, parse
 from jobs.screen import progress, summary
@@ -35,9 +36,10 @@ def run(
     """
     command = _command(main)
     try:
+        sealed.open_environment()  # what a submitted job was given to know may be one of its arguments
         config = parse(config_class, sys.argv[1:] if argv is None else argv, os.environ, command, doc or "")
         sys.stdout.flush()
-    except UsageError as error:
+    except (UsageError, sealed.SealError) as error:
         _say(str(error))
         print(f"nothing was started; {command} --help lists every argument", file=sys.stderr)
         sys.exit(2)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from fruitcnn.errors import UsageError
 from fruitcnn.registry import BASE_VARIABLE
 from jobs.arguments import gather, parse
-from jobs.flags import closest, spelling
+from jobs.flags import ENV_PREFIX, closest, spelling
 
 _RUNS = re.compile(r"^\s+run\((\w+), main, __doc__", re.MULTILINE)
 _ELSEWHERE = re.compile(r"[a-z0-9]+://|/|kaggle:|synthetic(?![^:])")
@@ -55,7 +56,8 @@ def read_arguments(entry: Entry, argv: Sequence[str], environ: Mapping[str, str]
     """(the config that the job will see, the arguments to send).
 
     What `--config FILE` or the environment of this machine add is sent as flags: the cluster has neither. UsageError
-    for anything the job itself would refuse, and for a place that is relative to a folder of this machine.
+    for anything the job itself would refuse, for a place that is relative to a folder of this machine, and for a secret
+    anywhere but in the environment: that is not sent as a flag (submission.SECRET_SETTINGS seals it).
     """
     command = f"python -m jobs.{entry.name}"
     config = parse(entry.config_class, argv, environ, command, entry.doc)
@@ -73,8 +75,20 @@ def read_arguments(entry: Entry, argv: Sequence[str], environ: Mapping[str, str]
     if relative:
         raise UsageError("\n".join(relative))
     found = gather(fields, argv, environ, command, entry.doc)
+    secret = {name: found.pop(name)[1] for name in list(found) if _is_secret(fields[name])}
+    for name, origin in secret.items():
+        if not origin.endswith("(environment)"):
+            raise UsageError(
+                f"{origin}: Ray keeps and shows a job's command line, and this may be a key; leave it out, set "
+                f"{ENV_PREFIX}{name.upper()}, and give jobs.submit --pass-credentials"
+            )
     added = {name: value for name, (value, origin) in found.items() if origin != spelling(name, fields[name])}
     return config, _insert(_without_config_file(argv), [_flag(fields, *item) for item in added.items()])
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    """Whether the value may be a key: Field(json_schema_extra={"secret": True})."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("secret"))
 
 
 def _is_known_there(name: str, value: str, environ: Mapping[str, str]) -> bool:

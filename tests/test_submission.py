@@ -4,6 +4,7 @@ import shlex
 import zipfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,9 @@ from cluster import start
 from fruitcnn import sealed, submission
 from fruitcnn.cluster_jobs import server_url
 from fruitcnn.errors import UsageError
+from fruitcnn.retrain_config import RetrainConfig
 from jobs import entry
+from jobs.cli import run
 from jobs.submit import ROOT
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIATESTTEST", "AWS_SECRET_ACCESS_KEY": "sekrit/sekrit+1", "AWS_REGION": "eu-west-1"}
@@ -190,6 +193,43 @@ def test_what_a_file_or_the_environment_of_this_machine_say_is_sent_as_arguments
     assert "--config" not in sent
     command = submission.entrypoint("train", sent, "cpu")
     assert shlex.split(command)[:6] == ["python", "-m", "cluster.start", "--extra", "cpu", "jobs.train"]
+
+
+RETRAIN = ["--source", "synthetic", "--dataset", "s3://b/d", "--registry", "s3://b/r"]
+HOOK = "https://hooks.example.org/T0/sekrit"
+
+
+def test_a_webhook_is_sent_sealed_and_never_in_the_command_line(tmp_path: Path):
+    environ = TOKEN | {"FRUITCNN_NOTIFY": HOOK}
+    config, sent = entry.read_arguments(entry.load("retrain"), RETRAIN, environ)
+    assert config.model_dump()["notify"] == HOOK
+    assert sent == RETRAIN
+    assert submission.variables(environ, pass_credentials=False)[1] == ["FRUITCNN_NOTIFY"]
+    passed, _ = submission.variables(environ, pass_credentials=True)
+    assert "sekrit" not in str(passed)
+    on_the_node = {**passed, **TOKEN}
+    sealed.open_environment(on_the_node)
+    assert on_the_node["FRUITCNN_NOTIFY"] == HOOK
+
+    file = tmp_path / "night.yaml"
+    file.write_text(f"notify: {HOOK}\n")
+    for given in (["--notify", HOOK], ["--config", str(file)]):
+        with pytest.raises(UsageError, match="notify.*set FRUITCNN_NOTIFY") as caught:
+            entry.read_arguments(entry.load("retrain"), [*RETRAIN, *given], {})
+        assert "sekrit" not in str(caught.value)
+
+
+def test_a_submitted_job_opens_its_seal_before_it_reads_its_arguments(monkeypatch: pytest.MonkeyPatch):
+    seen = dict[str, Any]()
+    environ = TOKEN | {"FRUITCNN_NOTIFY": HOOK}
+    passed, _ = submission.variables(environ, pass_credentials=True)
+    for name, value in (passed | TOKEN).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FRUITCNN_NOTIFY", "")  # so that it is taken away again after the test
+    with pytest.raises(SystemExit) as ended:
+        run(RetrainConfig, lambda config: seen.update(config), __doc__, RETRAIN)
+    assert ended.value.code == 0
+    assert seen["notify"] == HOOK
 
 
 @pytest.mark.parametrize(
