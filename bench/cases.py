@@ -14,7 +14,7 @@ from bench.measure import BenchError, Case, Finished, Rates, Side, run_process
 
 _OBJECTS = 10_000
 _PHOTOGRAPHS = 200
-_NAMES = 1_000_000
+_NAMES, _MANY_NAMES = 1_000_000, 10_000_000
 _PYTHON = (sys.executable, "-m")
 _SORT_LINES = "import sys; print(len(sorted(open(sys.argv[1]))))"
 _STEPS = {"steps": "seconds", "steps, per CPU second": "cpu_seconds"}
@@ -198,11 +198,30 @@ def plan(data: Data) -> Case:
         arguments = ("--model", str(data.model()), "--images", str(listing), "--predictions", str(folder / "out"))
         return {"whole process": _NAMES / _python("jobs.classify", *arguments, "--dry-run").seconds}
 
-    def other(_: Path) -> Rates:
-        return {"whole process": _NAMES / run_process([*_PYTHON[:1], "-c", _SORT_LINES, str(listing)]).seconds}
-
     what = f"{_NAMES:,} names of a .txt: checked, sorted on disk, cut into parts"
-    return Case("plan", what, Side("jobs.classify --dry-run", ours), (Side("sorted(file), in memory", other),))
+    return Case("plan", what, Side("jobs.classify --dry-run", ours), (_sorted_in_memory(listing, _NAMES),))
+
+
+def plan_large(data: Data) -> Case:
+    """A plan of ten million names, written; its memory and its size are said on the way."""
+    listing = data.listing(_MANY_NAMES)
+
+    def ours(folder: Path) -> Rates:
+        done = _python("bench.sides.plan_only", str(data.model()), str(listing), str(folder / "out"))
+        said = done.json()
+        _require(said["num_names"], _MANY_NAMES, "the plan")
+        memory, size = said["peak_bytes"] / 2**20, said["plan_bytes"] / 2**20
+        parts = f"{said['num_parts']:,} parts in {done.seconds:.1f} s"
+        print(f"plan-large: {parts}, peak memory {memory:,.0f} MiB, plan {size:,.1f} MiB", file=sys.stderr)
+        return {"whole process": _MANY_NAMES / done.seconds}
+
+    what = f"{_MANY_NAMES:,} names of a .txt: checked, sorted on disk, cut into parts, written as a plan"
+    return Case("plan-large", what, Side("jobs.classify, its plan", ours), (_sorted_in_memory(listing, _MANY_NAMES),))
+
+
+def _sorted_in_memory(listing: Path, num_names: int) -> Side:
+    command = [*_PYTHON[:1], "-c", _SORT_LINES, str(listing)]
+    return Side("sorted(file), in memory", lambda _: {"whole process": num_names / run_process(command).seconds})
 
 
 def start(_: Data) -> Case:
@@ -220,6 +239,7 @@ def start(_: Data) -> Case:
 CASES: dict[str, Callable[[Data], Case]] = {
     "start": start,
     "plan": plan,
+    "plan-large": plan_large,
     "shard": shard,
     "train": train,
     "group": group,
@@ -230,8 +250,8 @@ CASES: dict[str, Callable[[Data], Case]] = {
     "s3": s3,
 }
 
-BY_DEFAULT = tuple(name for name in CASES if name not in ("group", "checkpoints"))
-"""About ten minutes; the two that train for minutes are asked for by name."""
+BY_DEFAULT = tuple(name for name in CASES if name not in ("plan-large", "group", "checkpoints"))
+"""About ten minutes; those that take minutes each are asked for by name."""
 
 
 def _two_sizes(seconds: dict[int, float]) -> Rates:

@@ -5,6 +5,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fruitcnn import archives, inputs, parquet, storage
+from fruitcnn import archives, inputs, parquet, sorting, storage
 from fruitcnn.errors import UsageError
 from fruitcnn.inputs import UNKNOWN_BYTES, Listing
 from fruitcnn.sorting import sort_unique
@@ -149,11 +150,13 @@ def test_split_belongs_to_data_sets(tmp_path: Path) -> None:
         Listing(fill(tmp_path, {"a.jpg": b"a"}), split="test")
 
 
-@settings(max_examples=40)
-@given(st.lists(st.tuples(st.text(max_size=4), st.integers(0, 9))), st.integers(1, 5))
+@settings(max_examples=80)
+@given(st.lists(st.tuples(st.text(max_size=4), st.integers(0, 9)), max_size=60), st.integers(1, 5))
 def test_sorting_in_runs_equals_sorting_in_memory(items: list[tuple[str, int]], run_names: int) -> None:
     repeated: list[None] = []
-    found = list(sort_unique(items, lambda: repeated.append(None), run_names))
+    # Small, so that runs of runs are merged and a run is read in several blocks.
+    with mock.patch.multiple(sorting, MERGED_RUNS=3, _BATCH_NAMES=2):
+        found = list(sort_unique(items, lambda: repeated.append(None), run_names))
     assert [name for name, _ in found] == sorted({name for name, _ in items})
     assert len(found) + len(repeated) == len(items)
     assert set(found) <= set(items)
