@@ -64,6 +64,10 @@ class Books(BaseModel):
     rejected_by_cause: dict[str, int]
     ok_by_label: dict[str, int]
 
+    def causes_in_words(self) -> str:
+        """Why inputs were rejected: "empty 1, truncated 1,200"."""
+        return ", ".join(f"{cause} {count:,}" for cause, count in self.rejected_by_cause.items())
+
 
 class StoredPart(BaseModel):
     """One file of the predictions."""

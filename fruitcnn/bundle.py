@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from fruitcnn import cache, storage
 from fruitcnn.duplicates import NearDuplicates
+from fruitcnn.errors import UsageError
 from fruitcnn.familiar import NO_LIMITS, Limits
 
 SCHEMA_VERSION = 2
@@ -98,6 +100,16 @@ class Description(_Model):
         """The JSON text, sealed."""
         unsealed = self.model_copy(update={"seal": _NO_SEAL}).model_dump_json(indent=1).encode() + b"\n"
         return unsealed.replace(_NO_SEAL.encode(), hashlib.sha256(unsealed).hexdigest().encode(), 1)
+
+
+@contextmanager
+def argument(flag: str, model_uri: str) -> Iterator[None]:
+    """Before work starts: what is wrong with the model given as `flag`, or its place, becomes a UsageError."""
+    try:
+        with storage.argument(flag):
+            yield
+    except FrozenModelError as error:
+        raise UsageError(f"{flag} {model_uri}: {error}") from error
 
 
 def read_description(model_uri: str) -> tuple[Description, str]:

@@ -10,6 +10,7 @@ from fruitcnn.lease import Attempt, read_attempts
 from fruitcnn.registry import Record, RegistryError
 from fruitcnn.versions import Version, read, read_all
 
+CHAMPION_MARK = "<- champion"
 _NUM_RECORDS = 20
 _NUM_ATTEMPTS = 5
 
@@ -57,7 +58,7 @@ def line(record: Record) -> str:
 
 
 def _version(entry: Version, champion: int | None, gone: set[int]) -> str:
-    mark = "  <- champion" if entry.version == champion else "  removed" if entry.version in gone else ""
+    mark = f"  {CHAMPION_MARK}" if entry.version == champion else "  removed" if entry.version in gone else ""
     return f"{entry.added_at:%Y-%m-%d %H:%M}  {entry.num_labels} classes, {entry.model_hash[:12]}, by {entry.by}{mark}"
 
 

@@ -37,77 +37,77 @@ class ClassifyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="Frozen model: the URI that jobs.freeze wrote.")
+    model: str = Field(description="frozen model: the URI that jobs.freeze wrote")
     images: str = Field(
-        description="What to classify: a folder, s3://bucket/prefix, .zip, .tar, .tar.gz, a .txt or .parquet list of "
-        "URIs, or a data set written by jobs.shard."
+        description="what to classify: a folder, s3://bucket/prefix, .zip, .tar, .tar.gz, a .txt or .parquet list of "
+        "URIs, or a data set written by jobs.shard"
     )
-    predictions: str = Field(description="Where the predictions go: a local path or s3://bucket/prefix.")
-    split: str | None = Field(default=None, description="Of a data set: classify this split only (train or test).")
+    predictions: str = Field(description="where the predictions go: a local path or s3://bucket/prefix")
+    split: str | None = Field(default=None, description="of a data set: classify this split only (train or test)")
     runtime: Literal["auto", "openvino", "onnxruntime", "tensorflow", "keras"] = Field(
-        default="auto", description="What runs the model; auto takes the fastest whose golden answers agree."
+        default="auto", description="what runs the model; auto takes the fastest whose golden answers agree"
     )
     precision: Literal["float32", "bf16"] = Field(
         default="float32",
-        description="Arithmetic of the model: bf16 is faster on CPUs that have it (OpenVINO only), and less exact; how "
-        "near its golden answers are is printed.",
+        description="arithmetic of the model: bf16 is faster on CPUs that have it (OpenVINO only), and less exact; how "
+        "near its golden answers are is printed",
     )
-    top_k: int = Field(default=5, ge=1, description="Labels and scores kept per picture.")
-    probabilities: bool = Field(default=False, description="Also write every label's probability, as a list column.")
+    top_k: int = Field(default=5, ge=1, description="labels and scores kept per picture")
+    probabilities: bool = Field(default=False, description="also write every label's probability, as a list column")
     min_confidence: float = Field(
-        default=0.0, ge=0, le=1, description="Predictions with less confidence than this get the status unsure."
+        default=0.0, ge=0, le=1, description="predictions with less confidence than this get the status unsure"
     )
     max_rejected: str = Field(
-        default="100%", description="Rejected inputs, as a number or as N%, beyond which the job ends with exit code 1."
+        default="100%", description="rejected inputs, as a number or as N%, beyond which the job ends with exit code 1"
     )
-    max_pixels: int = Field(default=200_000_000, ge=1, description="Reject pictures of more pixels (width x height).")
-    batch_size: int = Field(default=256, ge=1, le=65536, description="Pictures per call of the model.")
-    part_images: int = Field(default=2048, ge=1, le=1_000_000, description="Largest number of inputs in a part.")
+    max_pixels: int = Field(default=200_000_000, ge=1, description="reject pictures of more pixels (width x height)")
+    batch_size: int = Field(default=256, ge=1, le=65536, description="pictures per call of the model")
+    part_images: int = Field(default=2048, ge=1, le=1_000_000, description="largest number of inputs in a part")
     part_bytes: int = Field(
-        default=256_000_000, ge=1, description="A part is closed once its inputs hold this many bytes."
+        default=256_000_000, ge=1, description="a part is closed once its inputs hold this many bytes"
     )
     num_actors: int | None = Field(
         default=None,
         ge=1,
         description="Ray actors that classify; by default one per 4 CPUs of the cluster, and none where this process "
-        "is done before Ray would be up.",
+        "is done before Ray would be up",
     )
     memory_bytes: int = Field(
         default=1 << 30,
         ge=1 << 20,
-        description="Memory that an actor may take, bytes: large pictures wait for each other.",
+        description="memory that an actor may take, bytes: large pictures wait for each other",
     )
     sample: int | None = Field(
-        default=None, ge=1, description="For a first look: classify so many of the inputs, chosen by chance."
+        default=None, ge=1, description="for a first look: classify so many of the inputs, chosen by chance"
     )
     retry_rejected: bool = Field(
-        default=False, description="Take the rejected inputs of a finished run again; all other rows stay as they are."
+        default=False, description="take the rejected inputs of a finished run again; all other rows stay as they are"
     )
     cause: tuple[str, ...] | None = Field(
-        default=None, description="With --retry-rejected: only those rejected for these causes, as in not-found."
+        default=None, description="with --retry-rejected: only those rejected for these causes, as in not-found"
     )
-    csv: bool = Field(default=False, description="Also write the rows as CSV, one file a part, under csv/.")
+    csv: bool = Field(default=False, description="also write the rows as CSV, one file a part, under csv/")
     organise: str | None = Field(
         default=None,
-        description="Also put the pictures into a folder for each label there: a local path or s3://bucket/prefix.",
+        description="also put the pictures into a folder for each label there: a local path or s3://bucket/prefix",
     )
     organise_by: Literal["link", "copy"] = Field(
-        default="link", description="How: hard links where both are on one disk (else copies), or copies."
+        default="link", description="how: hard links where both are on one disk (else copies), or copies"
     )
     since_promotion: str | None = Field(
         default=None,
-        description="Predictions of the former champion for the same images: classify again only what could change, "
-        "and a random sample that shows what this misses.",
+        description="predictions of the former champion for the same images: classify again only what could change, "
+        "and a random sample that shows what this misses",
     )
     max_margin: float = Field(
-        default=0.5, ge=0, le=1, description="With --since-promotion: pictures whose two best scores lay closer."
+        default=0.5, ge=0, le=1, description="with --since-promotion: pictures whose two best scores lay closer"
     )
     audit_share: float = Field(
-        default=0.02, ge=0, le=1, description="With --since-promotion: share of all others that is audited."
+        default=0.02, ge=0, le=1, description="with --since-promotion: share of all others that is audited"
     )
     dry_run: bool = Field(
         default=False,
-        description="Only list, try a sample for up to 20 s, say what the run would take, and write nothing.",
+        description="only list, try a sample for up to 20 s, say what the run would take, and write nothing",
     )
 
     @field_validator("max_rejected")
@@ -120,13 +120,13 @@ class ClassifyConfig(BaseModel):
     @model_validator(mode="after")
     def _cause_of_a_retry(self) -> Self:
         if self.cause is not None and not self.retry_rejected:
-            raise ValueError("cause: goes with --retry-rejected only")
+            raise ValueError(f"--cause: got {','.join(self.cause)} without --retry-rejected, wanted both or neither")
         return self
 
     @model_validator(mode="after")
     def _bf16_is_openvino(self) -> Self:
         if self.precision == "bf16" and self.runtime not in ("auto", "openvino"):
-            raise ValueError(f"precision: got bf16 with --runtime {self.runtime}, wanted --runtime openvino or auto")
+            raise ValueError(f"--precision: got bf16 with --runtime {self.runtime}, wanted --runtime openvino or auto")
         return self
 
     def rejected_limit(self, num_listed: int) -> float:
@@ -173,7 +173,7 @@ def classify(config: ClassifyConfig, progress: Progress, session: "Session | Non
     if books.num_rejected > config.rejected_limit(books.num_listed):
         raise ClassifyError(
             f"--max-rejected {config.max_rejected}: {books.num_rejected:,} of {books.num_listed:,} inputs rejected "
-            f"({books.rejected_by_cause}); the predictions under {run.predictions} are complete"
+            f"({books.causes_in_words()}); the predictions under {run.predictions} are complete"
         )
     return manifest
 
@@ -246,12 +246,9 @@ def _identify(config: ClassifyConfig) -> tuple[str, str]:
     """(model hash, runtime), all files proven, also those that this runtime does not read."""
     from fruitcnn import bundle, frozen, runtimes
 
-    try:
-        with storage.argument("--model"):
-            frozen.verify(config.model)
-            return frozen.identify(config.model, runtimes.BF16 if config.precision == "bf16" else config.runtime)
-    except bundle.FrozenModelError as error:
-        raise UsageError(f"--model {config.model}: {error}") from error
+    with bundle.argument("--model", config.model):
+        frozen.verify(config.model)
+        return frozen.identify(config.model, runtimes.BF16 if config.precision == "bf16" else config.runtime)
 
 
 def _reopen(run: Run, manifest: RunManifest | None) -> None:

@@ -10,6 +10,7 @@ Pictures are read, decoded and answered exactly as classify does it, in this pro
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -28,6 +29,7 @@ from fruitcnn.inputs import Input
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 
 _ROWS_AT_A_TIME = 1024
+_FILES = {"answers.parquet", "evaluation.json", "report.html"}
 
 
 class Evaluated(NamedTuple):
@@ -47,11 +49,9 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
 
     with storage.argument("--evaluation"):
         uri = storage.normalise(config.evaluation)
-    try:
-        with storage.argument("--model"):
-            model = frozen.load(config.model, config.runtime)
-    except bundle.FrozenModelError as error:
-        raise UsageError(f"--model {config.model}: {error}") from error
+        _require_ours_or_empty(uri, config)
+    with bundle.argument("--model", config.model):
+        model = frozen.load(config.model, config.runtime)
     listing = Listing(config.images, config.split)
     inputs = list(listing)
     found = truth.find(listing, inputs, config.labels, model.labels)
@@ -76,6 +76,22 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     storage.write(storage.join(uri, "report.html"), evaluation.render(evaluated, said, config.max_pixels).encode())
     storage.write_json(storage.join(uri, "evaluation.json"), said)
     return said
+
+
+def _require_ours_or_empty(uri: str, config: EvaluateConfig) -> None:
+    """UsageError for a folder that holds anything but an evaluation, or the evaluation of something else."""
+    names = {entry.uri.removeprefix(uri).strip("/") for entry in itertools.islice(storage.list_files(uri), 10)}
+    if strange := sorted(names - _FILES):
+        raise UsageError(f"--evaluation {uri}: got a folder that holds {strange[0]}, wanted a new or an empty one")
+    if "evaluation.json" not in names:
+        return
+    earlier = storage.read_json(storage.join(uri, "evaluation.json"))["config"]
+    for name in ("model", "images", "labels", "split"):
+        if earlier.get(name) != getattr(config, name):
+            raise UsageError(
+                f"--evaluation {uri}: holds the evaluation with --{name} {earlier.get(name)}, and this one has "
+                f"{getattr(config, name)}; name another folder"
+            )
 
 
 def describe(evaluated: Evaluated) -> dict[str, Any]:

@@ -139,6 +139,8 @@ def kind_of(images: str) -> Kind:
         return "list"
     if archives.is_archive(images) and storage.exists(images):
         return "archive"
+    if storage.exists(storage.join(images, "plan.json")):
+        raise UsageError(f"--images {images}: got predictions of jobs.classify, wanted pictures")
     if storage.exists(manifest.manifest_uri(images)):
         return "dataset"
     if any(storage.exists(storage.join(images, "shards", f"{split}-00000.parquet")) for split in ("train", "test")):

@@ -86,7 +86,7 @@ class Manifest(_Model):
         """The split `name`; UsageError names the others if there is no row of it."""
         if name not in self.splits:
             wanted = " or ".join(sorted(self.splits))
-            raise UsageError(f"split {name!r}: the data set made from {self.source} has no such split; got {wanted}")
+            raise UsageError(f"split: got {name!r}, wanted {wanted}: the data set made from {self.source} has no other")
         return self.splits[name]
 
 

@@ -56,30 +56,29 @@ class ServeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="Frozen model: the URI that jobs.freeze wrote.")
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every network of this machine.")
-    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    model: str = Field(description="frozen model: the URI that jobs.freeze wrote")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is every network of this machine")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     runtime: Literal["auto", "openvino", "onnxruntime", "tensorflow", "keras"] = Field(
-        "auto", description="What runs the model; auto takes the fastest whose golden answers agree."
+        "auto", description="what runs the model; auto takes the fastest whose golden answers agree"
     )
-    top_k: int = Field(5, ge=1, description="Labels and scores in an answer.")
-    min_confidence: float = Field(0.0, ge=0, le=1, description="Less confidence than this is answered unsure.")
-    max_body_bytes: int = Field(32_000_000, ge=1, description="Largest body of a request, bytes.")
-    max_pictures: int = Field(64, ge=1, le=1000, description="Pictures in one request.")
-    max_pixels: int = Field(200_000_000, ge=1, description="Reject pictures of more pixels (width x height).")
-    request_seconds: float = Field(30.0, gt=0, description="A request that takes longer is answered 408, seconds.")
-    batch_size: int = Field(32, ge=1, le=256, description="Pictures per call of the model; 1 turns batching off.")
-    batch_wait_seconds: float = Field(0.002, ge=0, description="How long a picture waits for others, seconds.")
-    min_replicas: int = Field(1, ge=1, description="Processes with the model, at least.")
-    max_replicas: int = Field(2, ge=1, description="And at most, under load.")
-    cpus_per_replica: int = Field(1, ge=1, description="CPUs of a replica: threads of the model and of decoding.")
-    max_ongoing_requests: int = Field(32, ge=1, description="Requests that a replica works on at a time.")
-    max_queued_requests: int = Field(64, ge=0, description="Requests that wait for a replica; more are answered 503.")
-
+    top_k: int = Field(5, ge=1, description="labels and scores in an answer")
+    min_confidence: float = Field(0.0, ge=0, le=1, description="less confidence than this is answered unsure")
+    max_body_bytes: int = Field(32_000_000, ge=1, description="largest body of a request, bytes")
+    max_pictures: int = Field(64, ge=1, le=1000, description="pictures in one request")
+    max_pixels: int = Field(200_000_000, ge=1, description="reject pictures of more pixels (width x height)")
+    request_seconds: float = Field(30.0, gt=0, description="a request that takes longer is answered 408, seconds")
+    batch_size: int = Field(32, ge=1, le=256, description="pictures per call of the model; 1 turns batching off")
+    batch_wait_seconds: float = Field(0.002, ge=0, description="how long a picture waits for others, seconds")
+    min_replicas: int = Field(1, ge=1, description="processes with the model, at least")
+    max_replicas: int = Field(2, ge=1, description="and at most, under load")
+    cpus_per_replica: int = Field(1, ge=1, description="CPUs of a replica: threads of the model and of decoding")
+    max_ongoing_requests: int = Field(32, ge=1, description="requests that a replica works on at a time")
+    max_queued_requests: int = Field(64, ge=0, description="requests that wait for a replica; more are answered 503")
     haproxy: bool = Field(
         False,
-        description="Put Ray's HAProxy in front, which hands requests straight to the replicas: much less CPU a "
-        "request. Its statistics (numbers of requests) are then open on two ports of every network of this machine.",
+        description="put Ray's HAProxy in front, which hands requests straight to the replicas: much less CPU a "
+        "request; its statistics (numbers of requests) are then open on two ports of every network of this machine",
     )
 
     @model_validator(mode="after")
@@ -90,10 +89,10 @@ class ServeConfig(BaseModel):
 
 
 def check(config: ServeConfig) -> None:
-    """Look at what can be wrong before Ray starts: UsageError for a port in use, FrozenModelError for the model."""
-    from fruitcnn import frozen, storage
+    """Look at what can be wrong before Ray starts: UsageError for the model, and for a port in use."""
+    from fruitcnn import bundle, frozen
 
-    with storage.argument("--model"):
+    with bundle.argument("--model", config.model):
         frozen.identify(config.model, config.runtime)
     with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -90,9 +90,8 @@ def read(registry_uri: str, version: int) -> Version:
     try:
         return Version.model_validate(registry.unsealed(uri, storage.read(uri)))
     except storage.NotFoundError as error:
-        raise UsageError(f"--version {version}: there is none; see jobs.registry list --registry {registry_uri}") from (
-            error
-        )
+        problem = f"--version {version}: there is none; see jobs.registry list --registry {registry_uri}"
+        raise UsageError(problem) from error
     except ValidationError as error:
         raise RegistryError(f"{uri}: not the entry of a version ({error.errors()[0]['msg']})") from error
 

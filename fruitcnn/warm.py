@@ -21,10 +21,8 @@ _MODEL = "model.keras"
 def require_fitting(config: TrainConfig, classes: Sequence[str]) -> None:
     """UsageError if config.initial_model is no frozen model that a run of `config` over `classes` can start from."""
     uri = config.initial_model
-    try:
+    with bundle.argument("--initial-model", uri):
         description, _ = bundle.read_description(uri)
-    except bundle.FrozenModelError as error:
-        raise UsageError(f"--initial-model {uri}: {error}") from error
     pairs = {
         "--architecture": (config.architecture, description.architecture),
         "--input-px": (config.input_px, description.input_px[0]),

@@ -13,6 +13,7 @@ from typing import Any
 from fruitcnn import storage
 from fruitcnn.books import RunManifest, Timing
 from fruitcnn.classify import ClassifyConfig, classify, dry_run
+from fruitcnn.wording import plural
 from jobs.cli import progress, ray_session, run, summary
 
 
@@ -76,15 +77,14 @@ def _export(config: ClassifyConfig, manifest: RunManifest) -> dict[str, str]:
 def describe(manifest: RunManifest) -> dict[str, Any]:
     """Name -> value of the closing table."""
     books, timing = manifest.books, manifest.timing
-    causes = ", ".join(f"{cause} {count:,}" for cause, count in books.rejected_by_cause.items())
     rows: dict[str, Any] = {
         "listed": books.num_listed,
         "ok": books.num_ok,
         "unsure": books.num_unsure,
         **{f"unsure: {cause}": num for cause, num in books.unsure_by_cause.items()},
-        "rejected": f"{books.num_rejected:,}" + (f" ({causes})" if causes else ""),
+        "rejected": f"{books.num_rejected:,}" + (f" ({books.causes_in_words()})" if books.num_rejected else ""),
         "parts": len(manifest.parts),
-        "last attempt": f"{timing.num_inputs:,} images in {timing.classify_seconds:.1f} s{_predicted(timing)}",
+        "last attempt": f"{plural(timing.num_inputs, 'image')} in {timing.classify_seconds:.1f} s{_predicted(timing)}",
     }
     if manifest.num_retried:
         rows["retried"] = f"{manifest.num_retried:,} rejected inputs, taken again"

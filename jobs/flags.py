@@ -42,7 +42,7 @@ def read_flags(
     cut = list(argv).index("--") if rest and "--" in argv else len(argv)
     namespace, unknown = _parser(fields, command, doc, rest).parse_known_args(list(argv[:cut]))
     if unknown:
-        raise UsageError("\n".join(_unknown(unknown, fields)))
+        raise UsageError("\n".join(_unknown(unknown, fields, rest)))
     given = vars(namespace)
     file = given.pop("config", "")
     return given | ({rest: list(argv[cut + 1 :])} if cut < len(argv) else {}), file
@@ -77,10 +77,14 @@ def closest(word: str, words: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _unknown(unknown: Sequence[str], fields: Mapping[str, FieldInfo]) -> list[str]:
+def _unknown(unknown: Sequence[str], fields: Mapping[str, FieldInfo], rest: str) -> list[str]:
     flags = [word.split("=")[0] for word in unknown if word.startswith("-")]
     known = [spelling(name, field) for name, field in fields.items()] + ["--config", "--help"]
-    lines = [f"{flag}: no such argument{closest(flag, known)}" for flag in flags]
+    behind = "; arguments of the job itself go behind --, as in JOB -- ARGS" if rest else ""
+    lines = [f"{flag}: no such argument{closest(flag, known)}{behind}" for flag in flags]
+    if len(unknown) > 1 and not flags:
+        # A shell has made many words of a pattern like *.jpg.
+        return [f"got {unknown[0]!r} and {len(unknown) - 1} more words without a flag, wanted one value for each flag"]
     return lines or [f"got {word!r} without a flag, wanted --flag {word}" for word in unknown]
 
 

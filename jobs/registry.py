@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fruitcnn import registry, storage
+from fruitcnn.errors import UsageError
 from jobs.cli import progress, run, summary
 
 
@@ -51,15 +52,19 @@ def main(config: RegistryConfig) -> None:
     """Carry out one command."""
     with storage.argument("--registry"):
         uri = registry.locate(config.registry)
+        if config.command in _NEED_CONTENT and next(iter(storage.list_files(uri)), None) is None:
+            raise UsageError(f"{uri}: there is no registry yet; {_FIRST_STEPS}")
     COMMANDS[config.command](config, uri)
 
 
 def _list(_: RegistryConfig, uri: str) -> None:
     from fruitcnn import chronicle
 
-    for title, rows in chronicle.tables(uri).items():
+    tables = chronicle.tables(uri)
+    for title, rows in tables.items():
         summary(title, rows or {"none yet": ""}, {})
-    print(f"\nregistry:{uri}@champion is a --model")
+    has_champion = any(chronicle.CHAMPION_MARK in row for row in tables["versions"].values())
+    print(f"\nregistry:{uri}@champion is a --model" if has_champion else f"\nno champion yet: {_FIRST_STEPS}")
 
 
 def _show(config: RegistryConfig, uri: str) -> None:
@@ -70,10 +75,13 @@ def _show(config: RegistryConfig, uri: str) -> None:
 
 
 def _promote(config: RegistryConfig, uri: str) -> None:
-    from fruitcnn import versions
+    from fruitcnn import bundle, versions
 
-    with storage.argument("--model"):
-        version = versions.add(uri, registry.resolve(config.model)) if config.model else config.version
+    version = config.version
+    if config.model:
+        model = registry.resolve(config.model)
+        with bundle.argument("--model", model):
+            version = versions.add(uri, model)
     assert version is not None, "validated"
     _say_record(uri, versions.promote(uri, version, config.reason))
 
@@ -112,6 +120,8 @@ def _gc(config: RegistryConfig, uri: str) -> None:
     summary("removed", dict.fromkeys(done, "removed") or {"nothing": "all is named or young"}, {"registry": uri})
 
 
+_NEED_CONTENT = {"show", "rollback", "verify", "gc"}
+_FIRST_STEPS = "jobs.retrain, or promote --model URI, makes a first champion"
 COMMANDS = {"list": _list, "show": _show, "promote": _promote, "rollback": _rollback, "verify": _verify, "gc": _gc}
 
 if __name__ == "__main__":

@@ -140,6 +140,7 @@ def test_each_problem_is_one_line_with_argument_got_and_wanted() -> None:
         (["--datset", "d"], "--datset: no such argument; did you mean --dataset"),
         (["--dataset", "d", "--num-wrokers=2"], "--num-wrokers: no such argument; did you mean --num-workers"),
         (["--dataset", "d", "extra"], "got 'extra' without a flag, wanted --flag extra"),
+        (["--dataset", "a.jpg", "b.jpg", "c.jpg"], "got 'b.jpg' and 1 more words without a flag, wanted one value"),
         (["--dataset"], "--dataset: expected one argument"),
         (["--dataset", "d", "--num-workers", "0"], "--num-workers: got '0', wanted greater than 0"),
         (

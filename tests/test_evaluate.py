@@ -69,6 +69,21 @@ def test_folders_named_after_classes_are_labels(model: str, tmp_path: Path) -> N
     assert (said["summary"]["accuracy"], said["num_without_truth"]) == (0.5, 1)
 
 
+def test_what_is_not_this_evaluation_is_not_overwritten(model: str, tmp_path: Path) -> None:
+    picture(tmp_path / "in/red/1.png", "red")
+    config = EvaluateConfig(model=model, images=str(tmp_path / "in"), evaluation=str(tmp_path / "out"))
+    said = evaluate(config, no_progress)
+    assert evaluate(config, no_progress) == said, "the same once more"
+    with pytest.raises(UsageError, match=r"--evaluation \S+/out: holds the evaluation with --split None, and this"):
+        evaluate(config.model_copy(update={"split": "test"}), no_progress)
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions/report.html").write_text("mine")
+    (tmp_path / "predictions/plan.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"got a folder that holds plan\.json, wanted a new or an empty one"):
+        evaluate(config.model_copy(update={"evaluation": str(tmp_path / "predictions")}), no_progress)
+    assert (tmp_path / "predictions/report.html").read_text() == "mine"
+
+
 def test_pictures_without_any_label_say_what_is_wanted(model: str, tmp_path: Path) -> None:
     picture(tmp_path / "in" / "holiday" / "1.png", "red")
     config = EvaluateConfig(model=model, images=str(tmp_path / "in"), evaluation=str(tmp_path / "out"))

@@ -238,8 +238,20 @@ def job(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.parametrize("command", ["verify", "gc"])
+def test_a_place_without_a_registry_is_named_and_stays_empty(command: str, tmp_path: Path) -> None:
+    done = job(command, "--registry", str(tmp_path / "regstry"), "--reason", "a slip of the pen")
+    assert done.returncode == 2
+    assert f"--registry: {tmp_path}/regstry: there is no registry yet; jobs.retrain, or promote" in done.stderr
+    assert not (tmp_path / "regstry").exists()
+
+
 def test_the_commands_tell_the_story_and_refuse_what_cannot_be(tmp_path: Path) -> None:
     uri = str(tmp_path / "registry")
+    assert "no champion yet: jobs.retrain, or promote --model" in job("list", "--registry", uri).stdout
+    wrong = job("promote", "--registry", uri, "--model", str(tmp_path / "none"), "--reason", "asked for")
+    assert wrong.returncode == 2
+    assert f"--model {tmp_path}/none: no {tmp_path}/none/model.json: there is no frozen model" in wrong.stderr
     models = [write_bundle(tmp_path / f"model-{n}", sharpness=0.01 * n) for n in (1, 2)]
     for model in models:
         done = job("promote", "--registry", uri, "--model", model, "--reason", "asked for")

@@ -14,8 +14,9 @@ from fruitcnn.cluster_jobs import server_url
 from fruitcnn.errors import UsageError
 from fruitcnn.retrain_config import RetrainConfig
 from jobs import entry
+from jobs.arguments import parse
 from jobs.cli import run
-from jobs.submit import ROOT
+from jobs.submit import ROOT, SubmitConfig
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIATESTTEST", "AWS_SECRET_ACCESS_KEY": "sekrit/sekrit+1", "AWS_REGION": "eu-west-1"}
 TOKEN = {"RAY_AUTH_TOKEN": "t0k3n" * 8}
@@ -180,6 +181,11 @@ def test_arguments_are_checked_by_the_jobs_own_config():
         )
     with pytest.raises(UsageError, match="JOB: got 'trian', .*did you mean train"):
         entry.load("trian")
+
+
+def test_arguments_of_the_job_without_a_dash_dash_are_told_where_they_go():
+    with pytest.raises(UsageError, match="--dataset: no such argument.*; arguments of the job itself go behind --"):
+        parse(SubmitConfig, ["train", "--dataset", "s3://b/d"], {}, "python -m jobs.submit", "")
 
 
 def test_what_a_file_or_the_environment_of_this_machine_say_is_sent_as_arguments(tmp_path: Path):

@@ -82,6 +82,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "cut.zip").write_bytes(whole[: len(whole) * 2 // 3])
     (place / "half/shards").mkdir(parents=True)
     (place / "half/shards/train-00000.parquet").write_bytes(b"PAR1")
+    (place / "done").mkdir()
+    (place / "done/plan.json").write_text("{}")
     (place / "bad.yaml").write_text("source: [")
     write_bundle(place / "model")
     return place
@@ -131,6 +133,14 @@ WRONG = {
     "no pictures": (
         "classify --model {}/model --images {}/none --predictions {}/new",
         r"--images \S+/none: nothing is there; wanted a folder, prefix, archive or list",
+    ),
+    "predictions for pictures": (
+        "classify --model {}/model --images {}/done --predictions {}/new",
+        r"--images \S+/done: got predictions of jobs.classify, wanted pictures",
+    ),
+    "cause without a retry": (
+        "classify --model {}/model --images {}/apple --predictions {}/new --cause not-found",
+        r"--cause: got not-found without --retry-rejected",
     ),
     "cut archive": (
         "classify --model {}/model --images {}/cut.zip --predictions {}/new",
