@@ -1,0 +1,52 @@
+"""How the code is laid out, as README says: the list of modules is complete, and imports go one way."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(path for folder in ("fruitcnn", "jobs", "cluster") for path in (ROOT / folder).glob("[a-z]*.py"))
+ENGINES = {"ray", "tensorflow", "keras"}
+
+
+def imported(nodes: list[ast.stmt] | Iterator[ast.AST]) -> set[str]:
+    """Full names: `from fruitcnn import storage` is fruitcnn.storage. What is for type checkers alone does not count."""
+    names = set[str]()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def anywhere(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    return imported(ast.walk(tree))
+
+
+def test_readme_lists_every_module() -> None:
+    text = (ROOT / "README.md").read_text()
+    listed = set(re.findall(r"\w+", text[text.index("## The files") : text.index("## Working on it")]))
+    # Written with a star there.
+    starred = [path.stem for path in MODULES if path.stem.endswith("_config") or path.stem.startswith("storage_")]
+    assert {path.stem for path in MODULES} - listed - set(starred) == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_imports_go_one_way(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    roots = {name.split(".")[0] for name in anywhere(path)}
+    if path.parent.name == "fruitcnn":
+        assert not roots & {"jobs", "cluster", "bench", "tests"}
+    # Heavy imports happen when work starts: what a module imports when it is imported itself, --help waits for.
+    if path.parent.name == "jobs":
+        assert not {name.split(".")[0] for name in imported(tree.body)} & {*ENGINES, "numpy", "pyarrow"}
+    if re.search(r"\bPure\b", ast.get_docstring(tree) or ""):
+        assert not roots & ENGINES, "says that it is pure"
