@@ -37,7 +37,7 @@ class ClassifyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="frozen model: the URI that jobs.freeze wrote")
+    model: str = Field(description="frozen model: the URI that jobs.freeze wrote, or registry:NAME@champion")
     images: str = Field(
         description="what to classify: a folder, s3://bucket/prefix, .zip, .tar, .tar.gz, a .txt or .parquet list of "
         "URIs, or a data set written by jobs.shard"
@@ -78,10 +78,11 @@ class ClassifyConfig(BaseModel):
         description="memory that an actor may take, bytes: large pictures wait for each other",
     )
     sample: int | None = Field(
-        default=None, ge=1, description="for a first look: classify so many of the inputs, chosen by chance"
+        default=None, ge=1, description="for a first look: classify only this many of the inputs, chosen at random"
     )
     retry_rejected: bool = Field(
-        default=False, description="take the rejected inputs of a finished run again; all other rows stay as they are"
+        default=False,
+        description="classify the rejected inputs of a finished run once more; all other rows stay as they are",
     )
     cause: tuple[str, ...] | None = Field(
         default=None, description="with --retry-rejected: only those rejected for these causes, as in not-found"
@@ -92,7 +93,7 @@ class ClassifyConfig(BaseModel):
         description="also put the pictures into a folder for each label there: a local path or s3://bucket/prefix",
     )
     organise_by: Literal["link", "copy"] = Field(
-        default="link", description="how: hard links where both are on one disk (else copies), or copies"
+        default="link", description="with --organise: hard links (copies if the disks differ), or copies always"
     )
     since_promotion: str | None = Field(
         default=None,
@@ -100,10 +101,10 @@ class ClassifyConfig(BaseModel):
         "and a random sample that shows what this misses",
     )
     max_margin: float = Field(
-        default=0.5, ge=0, le=1, description="with --since-promotion: pictures whose two best scores lay closer"
+        default=0.5, ge=0, le=1, description="with --since-promotion: pictures whose two best scores were closer"
     )
     audit_share: float = Field(
-        default=0.02, ge=0, le=1, description="with --since-promotion: share of all others that is audited"
+        default=0.02, ge=0, le=1, description="with --since-promotion: share of the others to audit"
     )
     dry_run: bool = Field(
         default=False,

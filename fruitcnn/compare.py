@@ -22,7 +22,6 @@ class Compared(NamedTuple):
     name: str
     settings: str
     images_seen: int
-    train_accuracy: float | None
     validation_accuracy: float | None
     test_accuracy: float | None
     images_per_second: float | None
@@ -78,7 +77,6 @@ def _row(name: str, records: RunRecords, told: str) -> Compared:
         name,
         told,
         last("train", "images_seen") or 0,
-        last("train", "accuracy"),
         scores["validation"] or last("validation", "accuracy"),
         scores["test"],
         records.result.get("images_per_second") or last("train", "images_per_second"),

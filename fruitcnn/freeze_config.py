@@ -50,7 +50,9 @@ class FreezeConfig(BaseModel):
         description="share of familiar pictures that the model shall answer; the others, and what is unlike the "
         "training pictures, get the status unsure; 1 answers everything",
     )
-    num_golden: int = Field(32, ge=1, le=1000, description="of them, those kept in the bundle with their answers")
+    num_golden: int = Field(
+        32, ge=1, le=1000, description="test images kept in the bundle with their answers, to prove it by"
+    )
 
     @property
     def written(self) -> tuple[Format, ...]:

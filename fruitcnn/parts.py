@@ -26,7 +26,6 @@ from fruitcnn.familiar import NO_LIMITS, Limits
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
-STATUSES = ("ok", "unsure", "rejected")
 LOW_CONFIDENCE = "low-confidence"
 METADATA_KEY = b"fruitcnn"
 

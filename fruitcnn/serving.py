@@ -56,7 +56,7 @@ class ServeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="frozen model: the URI that jobs.freeze wrote")
+    model: str = Field(description="frozen model: the URI that jobs.freeze wrote, or registry:NAME@champion")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 is every network of this machine")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     runtime: Literal["auto", "openvino", "onnxruntime", "tensorflow", "keras"] = Field(
@@ -70,8 +70,8 @@ class ServeConfig(BaseModel):
     request_seconds: float = Field(30.0, gt=0, description="a request that takes longer is answered 408, seconds")
     batch_size: int = Field(32, ge=1, le=256, description="pictures per call of the model; 1 turns batching off")
     batch_wait_seconds: float = Field(0.002, ge=0, description="how long a picture waits for others, seconds")
-    min_replicas: int = Field(1, ge=1, description="processes with the model, at least")
-    max_replicas: int = Field(2, ge=1, description="and at most, under load")
+    min_replicas: int = Field(1, ge=1, description="fewest processes that hold the model")
+    max_replicas: int = Field(2, ge=1, description="most processes that hold the model, under load")
     cpus_per_replica: int = Field(1, ge=1, description="CPUs of a replica: threads of the model and of decoding")
     max_ongoing_requests: int = Field(32, ge=1, description="requests that a replica works on at a time")
     max_queued_requests: int = Field(64, ge=0, description="requests that wait for a replica; more are answered 503")

@@ -1,4 +1,4 @@
-"""A frozen model and labelled pictures -> what it is worth on them: right, sure, calibrated; with pictures.
+"""A frozen model and labelled pictures -> how good it is on them: accuracy, answers that stand, calibration; a report.
 
     python -m jobs.evaluate --model work/model --images work/photos --evaluation work/evaluation
 

@@ -91,7 +91,8 @@ def _unknown(unknown: Sequence[str], fields: Mapping[str, FieldInfo], rest: str)
 def _parser(fields: Mapping[str, FieldInfo], command: str, doc: str, rest: str) -> _Parser:
     required = {name: field for name, field in fields.items() if field.is_required() and name != rest}
     words = [f"{spelling(name, field)} {metavar(field)}".strip() for name, field in required.items()]
-    usage = " ".join([command, *words, "[options]", *(["--", rest.upper()] if rest else [])])
+    words += [f"[{name.upper()}]" for name in fields.keys() - {*required, rest} if is_positional(fields[name])]
+    usage = " ".join([command, *words, "[options]", *([f"[-- {rest.upper()}]"] if rest else [])])
     parser = _Parser(usage=usage.replace("%", "%%"), allow_abbrev=False, add_help=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description, parser.epilog = doc.strip(), EPILOG

@@ -2,8 +2,9 @@
 
     python -m jobs.retrain --source s3://pictures/fruits --dataset work/dataset --registry work/registry
 
-Start it as often as you like, from any scheduler: nothing new ends in seconds, a second one beside a running one stands
-aside, and what was killed is finished by the next. The decision is in the registry's log; its report says why.
+Start it as often as you like, from any scheduler: if nothing is new it ends within seconds, a second run beside a
+running one ends at once, and a run that was killed is finished by the next. The decision is in the registry's log; its
+report says why.
 """
 
 import signal

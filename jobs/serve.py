@@ -4,8 +4,8 @@
     curl --data-binary @apple.jpg http://127.0.0.1:8000/classify
     curl -F image=@apple.jpg -F image=@pear.jpg http://127.0.0.1:8000/classify
 
-It serves until Ctrl-C or SIGTERM. --model may be registry:NAME@champion: who is champion at the start. On the cluster
-at RAY_ADDRESS it runs there; name a --host that others reach.
+It serves until Ctrl-C or SIGTERM. --model may be registry:NAME@champion: the champion at the start. With RAY_ADDRESS
+set it runs on that cluster; give a --host that others reach.
 """
 
 import signal

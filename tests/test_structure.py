@@ -13,7 +13,7 @@ ENGINES = {"ray", "tensorflow", "keras"}
 
 
 def imported(nodes: list[ast.stmt] | Iterator[ast.AST]) -> set[str]:
-    """Full names: `from fruitcnn import storage` is fruitcnn.storage. What is for type checkers alone does not count."""
+    """Full names: `from fruitcnn import storage` is fruitcnn and fruitcnn.storage."""
     names = set[str]()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -24,6 +24,7 @@ def imported(nodes: list[ast.stmt] | Iterator[ast.AST]) -> set[str]:
 
 
 def anywhere(path: Path) -> set[str]:
+    """All that a module ever imports, but for what only type checkers see."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
