@@ -53,7 +53,7 @@ def main(config: RegistryConfig) -> None:
     with storage.argument("--registry"):
         uri = registry.locate(config.registry)
         if config.command in _NEED_CONTENT and next(iter(storage.list_files(uri)), None) is None:
-            raise UsageError(f"{uri}: there is no registry yet; {_FIRST_STEPS}")
+            raise UsageError(f"--registry {uri}: there is no registry yet; {_FIRST_STEPS}")
     COMMANDS[config.command](config, uri)
 
 

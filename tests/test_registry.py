@@ -242,7 +242,7 @@ def job(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_place_without_a_registry_is_named_and_stays_empty(command: str, tmp_path: Path) -> None:
     done = job(command, "--registry", str(tmp_path / "regstry"), "--reason", "a slip of the pen")
     assert done.returncode == 2
-    assert f"--registry: {tmp_path}/regstry: there is no registry yet; jobs.retrain, or promote" in done.stderr
+    assert f"--registry {tmp_path}/regstry: there is no registry yet; jobs.retrain, or promote" in done.stderr
     assert not (tmp_path / "regstry").exists()
 
 
