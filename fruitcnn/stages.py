@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fruitcnn import due, frozen, gate, paired, storage
-from fruitcnn.classify import ClassifyConfig, classify
+from fruitcnn.classify import classify
+from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.due import Drift
 from fruitcnn.evidence import Truth
 from fruitcnn.manifest import Manifest, load_manifest

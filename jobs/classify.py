@@ -12,7 +12,8 @@ from typing import Any
 
 from fruitcnn import storage
 from fruitcnn.books import RunManifest, Timing
-from fruitcnn.classify import ClassifyConfig, classify, dry_run
+from fruitcnn.classify import classify, dry_run
+from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.wording import plural
 from jobs.cli import progress, ray_session, run, summary
 

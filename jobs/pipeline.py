@@ -71,7 +71,8 @@ def main(config: PipelineConfig) -> None:
 
 
 def _steps(config: PipelineConfig, training: TrainConfig, plan: "DatasetPlan", clock: "_Clock") -> dict[str, Any]:
-    from fruitcnn.classify import ClassifyConfig, classify
+    from fruitcnn.classify import classify
+    from fruitcnn.classify_config import ClassifyConfig
     from fruitcnn.freeze_config import FreezeConfig
     from fruitcnn.freezing import freeze
     from fruitcnn.report import write_report

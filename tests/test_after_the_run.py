@@ -16,7 +16,8 @@ from tiny_bundle import write_bundle
 
 from fruitcnn import calibrate, exports, infer, orders, storage
 from fruitcnn.budget import RESERVED_BYTES, Budget, left_for_pictures
-from fruitcnn.classify import ClassifyConfig, classify, dry_run
+from fruitcnn.classify import classify, dry_run
+from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.errors import UsageError
 from fruitcnn.inputs import Listing
 

@@ -17,7 +17,8 @@ from tiny_bundle import write_bundle
 
 from fruitcnn import books, images, infer, parquet, predictions, storage
 from fruitcnn.books import ClassifyError
-from fruitcnn.classify import ClassifyConfig, classify, dry_run, prepare
+from fruitcnn.classify import classify, dry_run, prepare
+from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.errors import UsageError
 from fruitcnn.execute import share_out
 from fruitcnn.manifest import Manifest, Split, StoredFile

@@ -16,7 +16,8 @@ from tiny_bundle import write_bundle
 
 from cluster.local_s3 import LocalS3
 from fruitcnn import storage
-from fruitcnn.classify import ClassifyConfig, classify
+from fruitcnn.classify import classify
+from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.predictions import load_manifest
 
 NUM_ROUNDS = int(os.environ.get("FRUITCNN_ROUNDS", "2"))

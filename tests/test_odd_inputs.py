@@ -17,7 +17,8 @@ from tiny_bundle import write_bundle
 
 from fruitcnn import fetch, images
 from fruitcnn.books import RunManifest
-from fruitcnn.classify import ClassifyConfig, classify
+from fruitcnn.classify import classify
+from fruitcnn.classify_config import ClassifyConfig
 
 SAVED = ("AVIF", "BMP", "DDS", "DIB", "EPS", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO", "PCX", "PDF", "PNG",
          "PPM", "QOI", "SGI", "SPIDER", "TGA", "TIFF", "WEBP", "XBM")  # fmt: skip

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fruitcnn import frozen, images
-from fruitcnn.classify import ClassifyConfig, classify
+from fruitcnn.classify import classify
+from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.serving import ServeConfig
 from tests import frozen_run
 from tests.frozen_run import no_progress

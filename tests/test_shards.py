@@ -591,7 +591,7 @@ def test_the_fruits_360_sample_becomes_rows_whole(ray_session: None, tmp_path: P
 
 
 def test_the_largest_picture_is_the_same_for_every_job() -> None:
-    from fruitcnn.classify import ClassifyConfig
+    from fruitcnn.classify_config import ClassifyConfig
 
     limits = {config.model_fields["max_pixels"].default for config in (ShardConfig, ClassifyConfig)}
     assert limits == {images.DEFAULT_MAX_PIXELS}

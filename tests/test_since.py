@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from fruitcnn import since
-from fruitcnn.classify import ClassifyConfig, classify
+from fruitcnn.classify import classify
+from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.errors import UsageError
 from jobs.classify import main
 from jobs.cli import progress

@@ -23,7 +23,8 @@ from pydantic import BaseModel
 from tiny_bundle import write_bundle
 
 from fruitcnn import checkpoints, synthetic
-from fruitcnn.classify import ClassifyConfig, prepare
+from fruitcnn.classify import prepare
+from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.freeze_config import FreezeConfig
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.shard_config import ShardConfig
