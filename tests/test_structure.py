@@ -1,4 +1,4 @@
-"""How the code is laid out, as README says: the list of modules is complete, and imports go one way."""
+"""README and the code agree on modules and arguments, and imports go one way."""
 
 import ast
 import re
@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from fruitcnn.compare_config import CompareConfig
+from jobs import entry
+from jobs.flags import spelling
+from jobs.submit import SubmitConfig
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path for folder in ("fruitcnn", "jobs", "cluster") for path in (ROOT / folder).glob("[a-z]*.py"))
@@ -38,6 +43,15 @@ def test_readme_lists_every_module() -> None:
     # Written with a star there.
     starred = [path.stem for path in MODULES if path.stem.endswith("_config") or path.stem.startswith("storage_")]
     assert {path.stem for path in MODULES} - listed - set(starred) == set()
+
+
+def test_every_argument_in_readme_exists() -> None:
+    configs = [CompareConfig, *(entry.load(name).config_class for name in entry.names()), SubmitConfig]
+    known = {spelling(name, field) for config in configs for name, field in config.model_fields.items()}
+    known |= {flag.replace("--", "--no-", 1) for flag in known} | {"--config", "--help"}
+    of_others = {"--data-binary", "--frozen", "--inexact", "--logdir"}  # curl, uv, tensorboard
+    used = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "README.md").read_text()))
+    assert used - known - of_others == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
