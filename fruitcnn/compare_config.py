@@ -20,5 +20,6 @@ class CompareConfig(BaseModel):
     @classmethod
     def _has_some(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
         if not 2 <= len(set(runs)) <= _MOST_COMPARED:
-            raise ValueError(f"--compare: got {len(set(runs))} runs, wanted two to {_MOST_COMPARED}: --compare RUN,RUN")
+            got = ", ".join(dict.fromkeys(runs)) or "nothing"
+            raise ValueError(f"--compare: got {got}, wanted two to {_MOST_COMPARED} different runs: --compare RUN,RUN")
         return tuple(dict.fromkeys(runs))

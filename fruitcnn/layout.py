@@ -121,7 +121,7 @@ def plain_records(files: Iterable[Listed], root: str, test_fraction: float, seed
     return records
 
 
-def check_classes(records: Sequence[Record], uri: str, allow_mismatch: bool) -> list[str]:
+def check_classes(records: Sequence[Record], uri: str, allow_mismatch: bool, has_splits: bool = True) -> list[str]:
     """The sorted class names; SourceError for no record, one class only, or (unless allowed) splits that differ."""
     if not records:
         raise SourceError(f"--source: {uri} holds no files in class folders; wanted <Class>/<picture>")
@@ -133,6 +133,12 @@ def check_classes(records: Sequence[Record], uri: str, allow_mismatch: bool) -> 
         raise SourceError(
             f"--source: {uri} holds one class only ({either.pop()!r}); training needs at least two: "
             "add the other classes' folders, or name the folder above"
+        )
+    if classes["train"] != classes["test"] and not allow_mismatch and not has_splits:
+        lone = _names(sorted(classes["train"] - classes["test"]))
+        raise SourceError(
+            f"--source: {uri} has one file only in {lone}, which cannot be in train and test both. "
+            "Add pictures there, or pass --allow-class-mismatch"
         )
     if classes["train"] != classes["test"] and not allow_mismatch:
         only = [

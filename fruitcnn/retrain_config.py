@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fruitcnn.recipe import TrainConfig, TrainingChoices
 
@@ -33,7 +33,9 @@ class RetrainConfig(TrainingChoices):
     )
     learning_rate: float | None = Field(None, description="largest learning rate")
     seed: int = Field(0, ge=0, description="seed of the first challenger; each later one adds 1")
-    thresholds: str | None = Field(None, description="YAML file of what a challenger must show: see README")
+    thresholds: str | None = Field(
+        None, description="YAML file of what a challenger must show; by default as in cluster/retrain/gate.yaml"
+    )
     flips: str | None = Field(
         None, description="pictures on which the report shows the labels that change; default the held-out ones"
     )
@@ -45,6 +47,14 @@ class RetrainConfig(TrainingChoices):
     lease_seconds: float = Field(
         600.0, gt=0, description="how long others wait after this process fell silent, seconds"
     )
+
+    @field_validator("notify")
+    @classmethod
+    def _over_http(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            # The rest of it may be a key.
+            raise ValueError(f"got {url.partition('://')[0][:8]}..., wanted an http:// or https:// URL")
+        return url
 
     @model_validator(mode="after")
     def _fits_training(self) -> RetrainConfig:

@@ -30,6 +30,10 @@ __all__ = ["Record", "Source", "SourceError", "open_source"]
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
 _SYNTHETIC = re.compile(r"^synthetic(?::(\d+)x(\d+))?$")
 _WANTED = "a folder, .zip, .tar, .tar.gz, s3://bucket/prefix, kaggle:OWNER/NAME or synthetic[:CLASSESxFRAMES]"
+_OURS = {
+    "shards/train-00000.parquet": "a data set already, as jobs.train --dataset takes it",
+    "parts/part-00000.parquet": "predictions of jobs.classify",
+}
 _MIN_FRAMES = 12  # fewer leave a rotation without a test frame
 
 
@@ -80,7 +84,7 @@ def open_source(
     found, has_splits = find_root((file.path for file in files), root, uri)
     records = list(split_records(files, found)) if has_splits else plain_records(files, found, test_fraction, seed)
     records.sort(key=lambda record: record.path)
-    classes = check_classes(records, uri, allow_class_mismatch)
+    classes = check_classes(records, uri, allow_class_mismatch, has_splits)
     prefix = f"{found}/" if found else ""
     checksums = {path[len(prefix) :]: crc for path, _, crc in listing.files if crc is not None}
     return Source(
@@ -122,6 +126,8 @@ def _list_folder(uri: str) -> _Listing:
     ]
     if not files:
         raise SourceError(f"--source: {uri} {_nothing_there(uri)}; wanted {_WANTED}")
+    if ours := [_OURS[path] for path, _, _ in files if path in _OURS]:
+        raise SourceError(f"--source: {uri} is {ours[0]}, wanted labelled pictures")
     return _Listing(uri, files, lambda prefix, _: _FolderReader(storage.join(uri, prefix) if prefix else uri))
 
 

@@ -6,13 +6,16 @@ WORK/dataset, run, model and predictions hold what each step wrote, WORK/report.
 goes on where it was stopped. Without --source it draws its own pictures and needs nothing else.
 """
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from fruitcnn import storage
+from fruitcnn.errors import UsageError
 from fruitcnn.recipe import TrainConfig, TrainingChoices
 from fruitcnn.wording import plural
 from jobs.cli import progress, ray_session, run, summary
@@ -61,10 +64,14 @@ def main(config: PipelineConfig) -> None:
 
     clock = _Clock()
     training = config.train_config()
+    report = config.place("report.html")
+    if storage.exists(report) and not storage.exists(config.place("predictions/manifest.json")):
+        raise UsageError(f"--work: {report} is there and was not written by a pipeline; name another folder")
     # Refuses a wrong source or work folder before Ray starts.
-    plan = plan_dataset(ShardConfig(source=config.source, dataset=training.dataset, root=config.root))
+    with _named_as_work():
+        plan = plan_dataset(ShardConfig(source=config.source, dataset=training.dataset, root=config.root))
     clock.lap("listing")
-    with ray_session():
+    with ray_session(), _named_as_work():
         clock.lap("Ray")
         rows = _steps(config, training, plan, clock)
     summary("pipeline", rows | clock.row(), _where(config))
@@ -106,6 +113,15 @@ def _steps(config: PipelineConfig, training: TrainConfig, plan: "DatasetPlan", c
         "classified": f"{books.num_listed:,} listed = {books.num_ok:,} ok + {books.num_unsure:,} unsure "
         f"+ {books.num_rejected:,} rejected",
     }
+
+
+@contextmanager
+def _named_as_work() -> Iterator[None]:
+    """What a step says of its own arguments, in terms of --work: the others are not arguments of the pipeline."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(re.sub(r"--(dataset|run|model|predictions)\b", "--work", str(error))) from error
 
 
 def _where(config: PipelineConfig) -> dict[str, str]:

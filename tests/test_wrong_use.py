@@ -27,6 +27,7 @@ from fruitcnn.classify import prepare
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.freeze_config import FreezeConfig
 from fruitcnn.recipe import TrainConfig
+from fruitcnn.retrain_config import RetrainConfig
 from fruitcnn.shard_config import ShardConfig
 from fruitcnn.shards import write_dataset
 from jobs.cli import progress, run
@@ -34,7 +35,7 @@ from jobs.pipeline import PipelineConfig
 
 CONFIGS: dict[str, type[BaseModel]] = {
     "shard": ShardConfig, "train": TrainConfig, "freeze": FreezeConfig, "classify": ClassifyConfig,
-    "pipeline": PipelineConfig,
+    "pipeline": PipelineConfig, "retrain": RetrainConfig,
 }  # fmt: skip
 NOTHING_WRITTEN = "new"
 
@@ -73,7 +74,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "empty").mkdir()
     pictures = [synthetic.frame_jpeg("Apple", "", frame, 4, 0) for frame in range(4)]
     for number, data in enumerate(pictures):
-        for folder in ("apple/Apple", "two/Apple", "two/Pear"):
+        for folder in ("apple/Apple", "two/Apple", "two/Pear", "lone/Apple", *["lone/Pear"] * (number == 0)):
             (place / folder).mkdir(parents=True, exist_ok=True)
             (place / folder / f"{number}.jpg").write_bytes(data)
     with zipfile.ZipFile(place / "whole.zip", "w") as archive:
@@ -83,6 +84,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "cut.zip").write_bytes(whole[: len(whole) * 2 // 3])
     (place / "half/shards").mkdir(parents=True)
     (place / "half/shards/train-00000.parquet").write_bytes(b"PAR1")
+    shutil.copytree(place / "half", place / "half2")
+    (place / "half2/manifest.json").write_text("{}")
+    (place / "page").mkdir()
+    (place / "page/report.html").write_text("my page")
+    (place / "site/dataset").mkdir(parents=True)
+    (place / "site/dataset/note.txt").write_text("mine")
     (place / "done").mkdir()
     (place / "done/plan.json").write_text("{}")
     (place / "bad.yaml").write_text("source: [")
@@ -102,6 +109,26 @@ WRONG = {
     ),
     "cut source": ("shard --source {}/cut.zip --dataset {}/new", r"--source: \S+/cut.zip .* is cut off .*download it"),
     "source of the pipeline": ("pipeline --source {}/none --work {}/new", r"--source: \S+/none does not exist; wanted"),
+    "report of somebody else": (
+        "pipeline --source synthetic:4x24 --work {}/page",
+        r"--work: \S+/page/report.html is there and was not written by a pipeline; name another folder",
+    ),
+    "data set as source": (
+        "shard --source {}/half2 --dataset {}/new",
+        r"--source: \S+/half2 is a data set already, as jobs.train --dataset takes it, wanted labelled pictures",
+    ),
+    "class of one file": (
+        "shard --source {}/lone --dataset {}/new",
+        r"--source: \S+/lone has one file only in 'Pear', which cannot be in train and test both. Add pictures there",
+    ),
+    "data set of the pipeline": (
+        "pipeline --source {}/two --work {}/site",
+        r"--work: \S+/site/dataset is not empty and holds no data set of ours",
+    ),
+    "scheme of notify": (
+        "retrain --source synthetic --dataset {}/new --registry {}/new --notify ftp://host/key",
+        r"--notify: got ftp\.\.\., wanted an http:// or https:// URL",
+    ),
     "no work folder": ("pipeline --work ''", r"--work: '': not a location: give a local path or s3://"),
     "train without manifest": (
         "train --dataset {}/half --run {}/new",
