@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from obstore.store import S3Store
 
 from fruitcnn import sealed
-from fruitcnn.storage_errors import CREDENTIALS_HINT, PermissionDeniedError, StorageError, from_s3
+from fruitcnn.storage_errors import CREDENTIALS_HINT, InvalidUriError, PermissionDeniedError, StorageError, from_s3
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config
@@ -120,7 +120,7 @@ def _endpoint() -> str | None:
     """The endpoint of the environment, checked: obstore panics, or talks to nobody, on half a URL."""
     endpoint = (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "").rstrip("/")
     if endpoint and not _ENDPOINT.fullmatch(endpoint):
-        raise StorageError(endpoint, "AWS_ENDPOINT_URL takes a URL such as http://127.0.0.1:8333")
+        raise InvalidUriError("AWS_ENDPOINT_URL", f"got {endpoint}, wanted a URL such as http://127.0.0.1:8333")
     return endpoint or None
 
 

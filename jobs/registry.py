@@ -81,6 +81,8 @@ def _promote(config: RegistryConfig, uri: str) -> None:
     if config.model:
         model = registry.resolve(config.model)
         with bundle.argument("--model", model):
+            bundle.check_bytes(model)
+        with storage.argument("--registry"):
             version = versions.add(uri, model)
     assert version is not None, "validated"
     _say_record(uri, versions.promote(uri, version, config.reason))

@@ -55,15 +55,15 @@ class _Meter:
     def status(self) -> str:
         (since, before), (now, done) = self._recent[0], self._recent[-1]
         rate = (done - before) / (now - since) if now > since else 0.0
-        parts = [self._count(), f"{_text(rate)}/s" if rate else "", self.note]
+        parts = [self._count(), _pace(rate), self.note]
         if rate and self.total and self.total > done:
             parts.insert(2, f"{_clock((self.total - done) / rate)} left")
         return ", ".join(part for part in parts if part)
 
     def result(self) -> str:
         seconds = time.monotonic() - self.started_seconds
-        rate = f", {_text((self.done - self.already) / seconds)}/s" if seconds > 0 and self.done > self.already else ""
-        return f"{self._count()} in {_clock(seconds)}{rate}" + (f", {self.note}" if self.note else "")
+        rate = (self.done - self.already) / seconds if seconds > 0 else 0.0
+        return ", ".join(part for part in (f"{self._count()} in {_clock(seconds)}", _pace(rate), self.note) if part)
 
     def _count(self) -> str:
         return f"{self.done:,} {self.unit}" if self.total is None else f"{self.done:,}/{self.total:,} {self.unit}"
@@ -103,6 +103,13 @@ def _lines(title: str, meter: _Meter) -> Iterator[Callable[..., None]]:
         yield update
     finally:
         print(f"{title}: {meter.result()}", file=sys.stderr, flush=True)
+
+
+def _pace(rate: float) -> str:
+    """So many a second, or the seconds of each where they are few; "" where nothing moved."""
+    if rate <= 0:
+        return ""
+    return f"{_text(rate)}/s" if rate >= 1 else f"{_clock(1 / rate)} each"
 
 
 def _clock(seconds: float) -> str:
