@@ -51,7 +51,16 @@ def figure(value: Any) -> str:
 
 def setting(value: Any) -> str:
     """A value of a configuration as it would be written in JSON; text as it is."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(_short(value), ensure_ascii=False)
+
+
+def _short(value: Any) -> Any:
+    """Six digits of every number with a fraction: more are noise to a reader."""
+    if isinstance(value, dict):
+        return {name: _short(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def plural(num: int, noun: str) -> str:
