@@ -1,5 +1,6 @@
 """Command line, environment and YAML file -> one validated config model; what is wrong becomes a UsageError."""
 
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,11 +116,18 @@ def _read_yaml(file: str, fields: Mapping[str, FieldInfo]) -> dict[str, Any]:
         raise UsageError(f"--config: got {file}, wanted YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise UsageError(f"--config: got {file}, wanted lines like num_workers: 2")
+    if isinstance(document.get("config"), dict):  # what a job wrote with its result
+        document = document["config"]
     values = {str(key).replace("-", "_"): _null(value) for key, value in document.items()}
     unknown = [key for key in values if key not in fields]
     if unknown:
         raise UsageError("\n".join(f"{key} in {file}: no such setting{closest(key, list(fields))}" for key in unknown))
-    return values
+    # As in the environment, what is empty is not set, except where nothing is a value of its own.
+    return {name: value for name, value in values.items() if value is not None or _may_be_none(fields[name])}
+
+
+def _may_be_none(field: FieldInfo) -> bool:
+    return type(None) in typing.get_args(field.annotation)
 
 
 def _null(value: Any) -> Any:

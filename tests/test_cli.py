@@ -1,6 +1,7 @@
 """What the front of every job promises: one config from four places, messages a person can act on, exit codes."""
 
 import ast
+import json
 import resource
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fruitcnn.errors import UsageError
+from fruitcnn.recipe import TrainConfig
 from jobs.arguments import parse
 from jobs.cli import run
 from jobs.screen import progress, summary
@@ -120,6 +122,14 @@ def test_a_config_written_with_a_result_is_a_config_file(tmp_path: Path) -> None
     file = tmp_path / "config.json"
     file.write_text(config.model_dump_json(indent=1))
     assert parse_try("--config", str(file)) == config
+
+
+def test_so_is_the_file_of_the_result_that_holds_it_and_what_is_empty_there_is_not_set(tmp_path: Path) -> None:
+    config = TrainConfig(dataset="d", run="r", num_workers=2, epochs=1.5, flip=False)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"config": config.model_dump(mode="json"), "classes": ["A"], "num_steps": 3}))
+    assert config.weights == ""
+    assert parse(TrainConfig, ["--config", str(file)], {}, "python -m jobs.train", "") == config
 
 
 def test_each_problem_is_one_line_with_argument_got_and_wanted() -> None:
