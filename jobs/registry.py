@@ -79,11 +79,10 @@ def _promote(config: RegistryConfig, uri: str) -> None:
 
     version = config.version
     if config.model:
-        model = registry.resolve(config.model)
-        with bundle.argument("--model", model):
-            bundle.check_bytes(model)
+        with bundle.argument("--model", config.model):
+            bundle.check_bytes(config.model)
         with storage.argument("--registry"):
-            version = versions.add(uri, model)
+            version = versions.add(uri, config.model)
     assert version is not None, "validated"
     _say_record(uri, versions.promote(uri, version, config.reason))
 

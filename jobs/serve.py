@@ -12,14 +12,12 @@ import signal
 import threading
 
 from fruitcnn import serving
-from fruitcnn.registry import resolve
 from fruitcnn.serving import ServeConfig
 from jobs.cli import progress, ray_session, run, summary
 
 
 def main(config: ServeConfig) -> None:
     """Serve until told to stop."""
-    config = config.model_copy(update={"model": resolve(config.model)})
     serving.check(config)
     serving.prepare(config)
     told_to_stop = threading.Event()
