@@ -29,7 +29,7 @@ demo: setup ## run the whole flow offline (SOURCE=..., WORK=...) and say where t
 	$(PYTHON) -m jobs.pipeline --source '$(SOURCE)' --work '$(WORK)' --num-workers 2
 
 test: setup ## run the tests, two processes at a time
-	$(PYTHON) -m pytest -n 2 --dist loadgroup -m 'not long'
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m 'not long'
 
 proofs: setup .mlflow/bin/mlflow ## run the tests that take a minute or more each (FRUITCNN_ROUNDS=10: the long way)
 	FRUITCNN_MLFLOW=.mlflow/bin/mlflow $(PYTHON) -m pytest -m long

@@ -13,13 +13,6 @@ from PIL import Image
 from cluster.local_s3 import LocalS3, local_s3
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share the work of `pytest -n 2`: one process holds the Ray session, the others take whole files."""
-    for item in items:
-        shares_ray = "ray_session" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
     """A local S3 server for the whole run; the AWS_* variables stand in os.environ, so child processes see them."""
