@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fruitcnn import storage
+from fruitcnn.budget import give_back
 
 _LOG = logging.getLogger(__name__)
 OUTAGE_SECONDS = 180.0
@@ -44,10 +45,11 @@ def save(run: str, state: State, facts: dict[str, Any]) -> str:
     """Write one checkpoint, its manifest last, with `facts` in it; return its name. Raises StorageError."""
     name = checkpoint_name(state.step)
     folder = storage.join(run, "checkpoints", name)
-    files = {"weights.npz": _pack(state.weights), "optimizer.npz": _pack(state.optimizer)}
-    for file, data in files.items():
-        storage.write(storage.join(folder, file), data)
-    hashes = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
+    # One after the other: each is as large as the network.
+    hashes = {
+        "weights.npz": _write_arrays(storage.join(folder, "weights.npz"), state.weights),
+        "optimizer.npz": _write_arrays(storage.join(folder, "optimizer.npz"), state.optimizer),
+    }
     storage.write_json(storage.join(folder, "manifest.json"), facts | {"step": state.step, "sha256": hashes})
     return name
 
@@ -140,6 +142,8 @@ class Writer:
                     time.sleep(_PAUSE_SECONDS)
         except (OSError, ValueError) as error:
             self._error = error
+        finally:
+            give_back()
 
     def _write_once(self, state: State, score: float | None, facts: dict[str, Any], first: Callable[[], None]) -> None:
         first()
@@ -147,6 +151,13 @@ class Writer:
         if score is not None and score >= self.best_score:
             self.best, self.best_score = name, score
         prune(self.run, self.keep, self.best)
+
+
+def _write_arrays(uri: str, arrays: Sequence[np.ndarray]) -> str:
+    """Write a file of arrays; return its sha256."""
+    data = _pack(arrays)
+    storage.write(uri, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _pack(arrays: Sequence[np.ndarray]) -> bytes:

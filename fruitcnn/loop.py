@@ -17,7 +17,7 @@ import numpy as np
 from fruitcnn import checkpoints, event_files, installed, runs, telemetry
 from fruitcnn.feed import Batch, Feed, Pictures
 from fruitcnn.recipe import TrainConfig
-from fruitcnn.replica import EVALUATION_ROWS, Replica, Score
+from fruitcnn.replica import Replica, Score, evaluation_rows
 from fruitcnn.runs import Facts
 from fruitcnn.sampling import evaluation_batches
 from fruitcnn.schedule import is_over, rate_scale
@@ -201,7 +201,8 @@ class Loop:
 
     def _score(self, rows: Rows) -> Score:
         rank, world_size = self.feed.rank, self.feed.world_size
-        batches = list(evaluation_batches(len(rows.rows), rank, world_size, EVALUATION_ROWS))
+        at_once = evaluation_rows(self.config)
+        batches = list(evaluation_batches(len(rows.rows), rank, world_size, at_once))
         pictures = rows.pictures.ahead(rows.rows[batch] for batch in batches)
         return self.replica.evaluate(zip(pictures, (rows.labels[batch] for batch in batches), strict=True))
 

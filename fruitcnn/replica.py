@@ -24,7 +24,10 @@ from fruitcnn.models import build_model
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.schedule import frozen_steps, warmup_steps
 
-EVALUATION_ROWS = 256
+
+def evaluation_rows(config: TrainConfig) -> int:
+    """Return how many pictures are scored at once: those of a step, so that it takes no more memory."""
+    return min(256, config.global_batch_size)
 
 
 class Score(NamedTuple):
@@ -86,7 +89,7 @@ class Replica:
     def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Score:
         """Score this worker's rows of a split and add the other workers'; all workers must call it together.
 
-        `batches` are images, uint8 (n, H, W, 3), and labels, int64 (n,), n at most EVALUATION_ROWS. With weight
+        `batches` are images, uint8 (n, H, W, 3), and labels, int64 (n,), n at most evaluation_rows. With weight
         averaging it is the averaged weights that are scored.
         """
         sums = np.zeros(3)
@@ -204,7 +207,7 @@ class Replica:
         return tf.stack([loss, _num_right(labels, probabilities, real), tf.reduce_sum(real)])
 
     def _padded_score(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        missing = EVALUATION_ROWS - len(labels)
+        missing = evaluation_rows(self.config) - len(labels)
         real = np.pad(np.ones(len(labels), np.float32), (0, missing))
         images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
         return np.asarray(

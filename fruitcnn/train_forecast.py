@@ -92,7 +92,7 @@ def _try(config: TrainConfig, facts: Facts, manifest: Manifest) -> Tried:
     from fruitcnn.runtimes import import_tensorflow
 
     import_tensorflow()
-    from fruitcnn.replica import EVALUATION_ROWS, Replica
+    from fruitcnn.replica import Replica, evaluation_rows
     from fruitcnn.worker import make_strategy
 
     pixels, decoding_seconds = _decode(config, manifest)
@@ -103,8 +103,9 @@ def _try(config: TrainConfig, facts: Facts, manifest: Manifest) -> Tried:
     for rows in {batch, max(1, batch // piece // 4) * piece}:
         replica = Replica(config, len(facts.classes), max(1, facts.num_steps), strategy)
         step_seconds[rows] = _median_seconds(_step(replica, pixels, rows), SECONDS / 3)
-    batches = [(_repeat(pixels, EVALUATION_ROWS), np.zeros(EVALUATION_ROWS, np.int64))]
-    scoring_seconds = _median_seconds(lambda: replica.evaluate(batches), SECONDS / 6) / EVALUATION_ROWS
+    at_once = evaluation_rows(config)
+    batches = [(_repeat(pixels, at_once), np.zeros(at_once, np.int64))]
+    scoring_seconds = _median_seconds(lambda: replica.evaluate(batches), SECONDS / 6) / at_once
     gradient_bytes = sum(4 * int(np.prod(variable.shape)) for variable in replica.model.trainable_variables)
     memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Tried(step_seconds, scoring_seconds, decoding_seconds, gradient_bytes, memory_bytes)
