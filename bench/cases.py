@@ -10,8 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.data import Data
-from bench.measure import BenchError, Case, Finished, Rates, Side, run_process
+from bench.flow import accuracy, demo, freeze, pipeline_input
+from bench.measure import SECONDS, BenchError, Case, Finished, Rates, Side, run_process
 
+_GUIDE = "Ray's guide: read_images, map_batches"
+_CEILING = "ceiling: threads, OpenVINO, no books"
 _OBJECTS = 10_000
 _PHOTOGRAPHS = 200
 _NAMES, _MANY_NAMES = 1_000_000, 10_000_000
@@ -107,14 +110,22 @@ def classify(data: Data) -> Case:
             "Keras: image_dataset_from_directory, predict",
             [*_PYTHON, "bench.sides.keras_predict", model / "model.keras"],
         ),
-        ("Ray's guide: read_images, map_batches", [*_PYTHON, "bench.sides.ray_guide", model / "model.keras"]),
-        ("ceiling: threads, OpenVINO, no books", [*_PYTHON, "bench.sides.ceiling", model / "model.onnx"]),
+        (_GUIDE, [*_PYTHON, "bench.sides.ray_guide", model / "model.keras"]),
+        (_CEILING, [*_PYTHON, "bench.sides.ceiling", model / "model.onnx"]),
     ]
     if daft := os.environ.get("DAFT_PYTHON"):
         others.append(("Daft, OpenVINO in a UDF", [daft, "bench/sides/daft_openvino.py", model / "model.onnx"]))
-    sides = tuple(Side(name, _at_each_size(command, folders)) for name, command in others)
+    sides = [Side(name, _at_each_size(command, folders), is_slow=name == _GUIDE) for name, command in others]
+    small, large = data.sizes
+    allowed = {"decode": "decode only", "infer": "inference only", "both": f"marginal, {small:,} to {large:,}"}
+
+    def limits(_: Path) -> Rates:
+        said = _python("bench.sides.limits", str(model / "model.onnx"), str(folders[large])).json()
+        return {name: said[key] for key, name in allowed.items()}
+
+    sides.append(Side("limit: decode and infer, a process a core, nothing else", limits))
     what = "a folder of JPEGs -> predictions as Parquet; one small_cnn in every format"
-    return Case("classify", what, Side("jobs.classify", _classify_at_each_size(model, folders)), sides)
+    return Case("classify", what, Side("jobs.classify", _classify_at_each_size(model, folders)), tuple(sides))
 
 
 def _classify_at_each_size(model: Path, folders: Mapping[int, Path | str]) -> Callable[[Path], Rates]:
@@ -187,7 +198,7 @@ def s3(data: Data) -> Case:
     model = data.model()
     boto3 = _at_each_size([*_PYTHON, "bench.sides.boto3_openvino", model / "model.onnx"], sizes)
     ours = Side("jobs.classify", _classify_at_each_size(model, sizes))
-    return Case("s3", "small objects of a local S3", ours, (Side("boto3, 32 threads, OpenVINO", boto3),))
+    return Case("s3", "small objects of a local S3", ours, (Side("boto3, 32 threads, OpenVINO", boto3, is_slow=True),))
 
 
 def plan(data: Data) -> Case:
@@ -228,12 +239,17 @@ def start(_: Data) -> Case:
     """What a command costs before it does anything."""
 
     def turn(command: Sequence[str]) -> Callable[[Path], Rates]:
-        return lambda _folder: {"starts": 1 / run_process([*_PYTHON[:1], *command]).seconds}
+        return lambda _folder: {f"whole process{SECONDS}": run_process([*_PYTHON[:1], *command]).seconds}
 
     others = [(f"{name} --help", ["-m", f"jobs.{name}", "--help"]) for name in ("shard", "train", "freeze", "pipeline")]
     others += [("import tensorflow", ["-c", "import tensorflow"]), ("import ray", ["-c", "import ray"])]
     sides = tuple(Side(name, turn(command)) for name, command in others)
-    return Case("start", "processes a second", Side("classify --help", turn(["-m", "jobs.classify", "--help"])), sides)
+    return Case(
+        "start",
+        "before a command does anything",
+        Side("classify --help", turn(["-m", "jobs.classify", "--help"])),
+        sides,
+    )
 
 
 CASES: dict[str, Callable[[Data], Case]] = {
@@ -241,9 +257,13 @@ CASES: dict[str, Callable[[Data], Case]] = {
     "plan": plan,
     "plan-large": plan_large,
     "shard": shard,
+    "input": pipeline_input,
     "train": train,
+    "accuracy": accuracy,
     "group": group,
     "checkpoints": checkpoints,
+    "freeze": freeze,
+    "demo": demo,
     "classify": classify,
     "archive": archive,
     "photographs": photographs,

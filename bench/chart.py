@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from bench.measure import plain
+
 _BAR_INCHES = 0.34
 
 
@@ -12,7 +14,7 @@ def draw(about: dict[str, Any], measured: dict[str, dict[str, Any]], file: Path)
     from matplotlib.figure import Figure
 
     rows = [
-        (f"{name}: {figure['measured']}\nagainst {figure['other']}", figure["ratio"])
+        (f"{name}: {plain(figure['measured'])}\nagainst {figure['other']}", figure["ratio"])
         for name, case in measured.items()
         for figure in case["figures"]
         if figure["ratio"]

@@ -70,9 +70,15 @@ class Data(NamedTuple):
         """A frozen model, trained for a moment only: it costs as much to run as a good one."""
         return _made(self.folder / "model", self._freeze)
 
-    def training_pixels(self, size_px: int = _INPUT_PX) -> Path:
-        """A folder of images.npy, uint8 (N, size_px, size_px, 3), and labels.npy, int64 (N,): the training split."""
-        return _made(self.folder / f"pixels-{size_px}", lambda folder: self._decode(folder, size_px))
+    def run(self) -> Path:
+        """The training run behind the model."""
+        self.model()
+        return self.folder / "run"
+
+    def training_pixels(self, size_px: int = _INPUT_PX, split: str = "train") -> Path:
+        """A folder of images.npy, uint8 (N, size_px, size_px, 3), and labels.npy, int64 (N,): a split, decoded."""
+        name = f"pixels-{size_px}" if split == "train" else f"pixels-{size_px}-{split}"
+        return _made(self.folder / name, lambda folder: self._decode(folder, size_px, split))
 
     def _unpack(self, folder: Path) -> None:
         from fruitcnn.sources import open_source
@@ -105,10 +111,10 @@ class Data(NamedTuple):
         _job("train", dataset=self.dataset(), run=run, images_seen=_TRAINED_IMAGES, num_evaluations=1)
         _job("freeze", run=run, model=folder)
 
-    def _decode(self, folder: Path, size_px: int) -> None:
+    def _decode(self, folder: Path, size_px: int, split: str) -> None:
         from fruitcnn.pixels import load_pixels
 
-        found = load_pixels(str(self.dataset()), "train", (size_px, size_px), cache_dir=str(self.folder / "cache"))
+        found = load_pixels(str(self.dataset()), split, (size_px, size_px), cache_dir=str(self.folder / "cache"))
         np.save(folder / "images.npy", found.pixels)
         np.save(folder / "labels.npy", found.labels)
 

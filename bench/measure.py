@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 
 Rates = dict[str, float]
-"""What a turn of one side measured: name -> images a second; what could not be told is left out."""
+"""What a turn of one side measured: name -> images a second; what could not be told is left out. SECONDS: durations."""
+
+SECONDS, PERCENT = ", seconds", ", %"
+"""How the names of durations end, of which the smaller is the better one, and of shares."""
 
 # Settings of the person who runs this that would change one side only.
 _DROPPED = re.compile(r"PYTHONDONTWRITEBYTECODE|RAY_ADDRESS|FRUITCNN_(?!CACHE$).*")
@@ -29,15 +32,19 @@ class Side(NamedTuple):
 
     name: str
     turn: Callable[[Path], Rates]
+    is_slow: bool = False
+    """Takes part in one round only, and not in the warm-up: it takes a minute, and the others seconds."""
 
 
 class Case(NamedTuple):
-    """What is compared: ours with each of the others."""
+    """What is compared: ours with each of the others; or what ours takes, where there is nothing like it."""
 
     name: str
     what: str
     ours: Side
-    others: tuple[Side, ...]
+    others: tuple[Side, ...] = ()
+    is_slow: bool = False
+    """One round without a warm-up: each turn takes half a minute or more."""
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -94,25 +101,30 @@ def environment() -> dict[str, str]:
 
 
 def play(case: Case, num_rounds: int, scratch: Path, said: Callable[[str], None]) -> list[Round]:
-    """Play `num_rounds` rounds after one that warms up; that one comes first in the list."""
-    rounds = []
-    for number in range(num_rounds + 1):
-        load = os.getloadavg()[0]
-        rates = {side.name: _turn(side, case.name, number, scratch, said) for side in case.sides}
-        rounds.append(Round(rates, load))
-    return rounds
+    """Play `num_rounds` rounds after one that warms up; that one comes first in the list, empty for a slow case."""
+    if case.is_slow:
+        return [Round({}, os.getloadavg()[0]), _round(case, 1, scratch, said)]
+    return [_round(case, number, scratch, said) for number in range(num_rounds + 1)]
+
+
+def _round(case: Case, number: int, scratch: Path, said: Callable[[str], None]) -> Round:
+    load = os.getloadavg()[0]
+    playing = [side for side in case.sides if number == 1 or not side.is_slow]
+    return Round({side.name: _turn(side, case.name, number, scratch, said) for side in playing}, load)
 
 
 def ratio(rounds: Sequence[Round], ours: str, other: str, name: str) -> Ratio | None:
     """Compare one measurement over the rounds in which both sides have it; None if there are none."""
-    pairs = [(each.rates[ours], each.rates[other]) for each in rounds]
+    pairs = [(each.rates.get(ours, {}), each.rates.get(other, {})) for each in rounds]
     values = [here[name] / there[name] for here, there in pairs if name in here and name in there]
+    if name.endswith(SECONDS):
+        values = [1 / value for value in values]
     return Ratio(statistics.median(values), min(values), max(values), len(values)) if values else None
 
 
 def rate_range(rounds: Sequence[Round], side: str, name: str) -> dict[str, float] | None:
     """Median, minimum and maximum of one side's rate; None if no turn measured it."""
-    values = [each.rates[side][name] for each in rounds if name in each.rates[side]]
+    values = [each.rates[side][name] for each in rounds if name in each.rates.get(side, {})]
     return {"median": statistics.median(values), "minimum": min(values), "maximum": max(values)} if values else None
 
 
@@ -124,4 +136,20 @@ def _turn(side: Side, case: str, number: int, scratch: Path, said: Callable[[str
 
 
 def _worded(rates: Rates) -> str:
-    return ", ".join(f"{name} {rate:,.{0 if rate >= 100 else 2}f}/s" for name, rate in rates.items())
+    return ", ".join(worded(name, rate) for name, rate in rates.items())
+
+
+def worded(name: str, figure: float) -> str:
+    """Name, figure and unit."""
+    return f"{plain(name)} {in_units(name, figure)}"
+
+
+def plain(name: str) -> str:
+    """The name of a measurement without its unit."""
+    return name.removesuffix(SECONDS).removesuffix(PERCENT)
+
+
+def in_units(name: str, figure: float) -> str:
+    """The figure with the unit that the name tells."""
+    unit = " s" if name.endswith(SECONDS) else " %" if name.endswith(PERCENT) else "/s"
+    return f"{figure:,.{0 if figure >= 100 else 2}f}{unit}"

@@ -106,21 +106,23 @@ def _measure(name: str, data: Data, num_rounds: int) -> dict[str, Any]:
 def _kept(case: Case, rounds: Sequence[Round]) -> dict[str, Any]:
     warm_up, *counted = rounds
     figures = []
-    for other in case.others:
-        for name in dict.fromkeys(name for each in rounds for name in each.rates[case.ours.name]):
-            here, before = (ratio(which, case.ours.name, other.name, name) for which in (counted, [warm_up]))
+    for other in [side.name for side in case.others] or [""]:
+        names = (name for each in rounds for side in (case.ours.name, other) for name in each.rates.get(side, {}))
+        for name in dict.fromkeys(names):
+            here, before = (ratio(which, case.ours.name, other, name) for which in (counted, [warm_up]))
             figures.append({
                 "measured": name,
-                "other": other.name,
+                "other": other,
                 "ours_per_second": rate_range(counted, case.ours.name, name),
-                "other_per_second": rate_range(counted, other.name, name),
+                "other_per_second": rate_range(counted, other, name),
                 "ratio": here._asdict() if here else None,
                 "warm_up_ratio": before.median if before else None,
             })  # fmt: skip
     return {
         "what": case.what,
         "ours": case.ours.name,
-        "figures": [figure for figure in figures if figure["ratio"] or figure["warm_up_ratio"]],
+        # What only ours measured stands once, and not beside every other side.
+        "figures": [figure for figure in figures if figure["other_per_second"] or not case.others],
         "warm_up": warm_up._asdict(),
         "rounds": [each._asdict() for each in counted],
     }

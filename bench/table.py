@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-COLUMNS = ("case", "measured", "against", "ours /s", "other /s", "ratio", "min", "max", "warm-up")
+from bench.measure import in_units, plain
+
+COLUMNS = ("case", "measured", "against", "ours", "other", "ratio", "min", "max", "warm-up", "rounds")
 _NUM_WORDS = 3  # columns of text, left-aligned
 
 
@@ -21,7 +23,7 @@ def report(about: dict[str, Any], measured: dict[str, dict[str, Any]]) -> str:
             *(line.rstrip() for line in lines),
             "",
             *(f"{name}: {case['ours']}: {case['what']}" for name, case in measured.items()),
-            f"rates and ratio (ours / other): medians of {about['num_rounds']} rounds, A B A B after one of warm-up",
+            "rates, durations and ratio (above 1: ours is faster): medians of the rounds, A B A B after one of warm-up",
             f"pictures: {about['source']}",
             f"machine: {here['cpu']} ({here['vector_instructions']}), {here['cores']} cores, "
             f"{here['memory_bytes'] / 2**30:.0f} GiB, {here['system']}; load average before a round "
@@ -35,19 +37,20 @@ def _rows(name: str, case: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             name if number == 0 else "",
-            figure["measured"],
+            plain(figure["measured"]),
             figure["other"],
-            _rate(figure["ours_per_second"]),
-            _rate(figure["other_per_second"]),
+            _value(figure["measured"], figure["ours_per_second"]),
+            _value(figure["measured"], figure["other_per_second"]),
             *(_number(figure["ratio"] and figure["ratio"][key]) for key in ("median", "minimum", "maximum")),
             _number(figure["warm_up_ratio"]),
+            str(figure["ratio"]["num_rounds"]) if figure["ratio"] else "-",
         )
         for number, figure in enumerate(case["figures"])
     ]
 
 
-def _rate(found: dict[str, float] | None) -> str:
-    return f"{found['median']:,.{0 if found['median'] >= 100 else 2}f}" if found else "-"
+def _value(name: str, found: dict[str, float] | None) -> str:
+    return in_units(name, found["median"]) if found else "-"
 
 
 def _number(ratio: float | None) -> str:

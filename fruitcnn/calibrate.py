@@ -1,7 +1,7 @@
 """A sample of the inputs, tried for a few seconds -> what the whole run will take. For `jobs.classify --dry-run`.
 
 Everything runs as in an actor, in this process. The share of each stage is the CPU time of one thread over a few
-batches; the rate is that of all threads together.
+batches; the rate is that of one process, taken as often as there will be processes.
 """
 
 import os
@@ -51,6 +51,7 @@ def forecast(
     sample: Sequence[Input],
     models: Sequence[Model],
     options: Options,
+    num_processes: int,
     seconds: float = SECONDS,
 ) -> Estimate:
     """Try the sample for at most `seconds`; its inputs stand for all num_inputs, which took so long to list."""
@@ -63,17 +64,17 @@ def forecast(
         num_tried += len(workers.rows(sample[first : first + size]).ids)
         if time.monotonic() - started_seconds > seconds:
             break
-    rate = num_tried / max(1e-6, time.monotonic() - started_seconds)
+    rate = num_processes * num_tried / max(1e-6, time.monotonic() - started_seconds)
     total_seconds = START_SECONDS + listing_seconds + num_inputs / rate
-    memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory_bytes = num_processes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Estimate(num_tried, rate, total_seconds, memory_bytes, stages)
 
 
-def describe(found: Estimate, num_threads: int) -> dict[str, Any]:
+def describe(found: Estimate, num_processes: int) -> dict[str, Any]:
     """Name -> value, for a person."""
     shares = ", ".join(f"{stage} {seconds * 1e6:,.0f} us" for stage, seconds in found.stage_seconds.items())
     return {
-        "tried": f"{found.num_tried:,} inputs, {found.images_per_second:,.0f}/s with {num_threads} threads",
+        "tried": f"{found.num_tried:,} inputs, {found.images_per_second:,.0f}/s with {num_processes} processes",
         "predicted time": f"{found.total_seconds:,.0f} s on this machine",
         "predicted memory": f"{found.memory_bytes / 2**20:,.0f} MiB",
         "bottleneck": f"{found.bottleneck} ({shares} a picture and thread)",
@@ -81,12 +82,12 @@ def describe(found: Estimate, num_threads: int) -> dict[str, Any]:
 
 
 def on_nodes(
-    found: Estimate, num_inputs: int, num_parts: int, listing_seconds: float, num_threads: int, is_stored: bool
+    found: Estimate, num_inputs: int, num_parts: int, listing_seconds: float, num_processes: int, is_stored: bool
 ) -> dict[str, str]:
     """ "10 nodes" -> what they would take, each a machine like this one; is_stored: an object is fetched for each."""
     costs = scaling.ClassifyCosts(
         listing_per_second=num_inputs / listing_seconds,
-        core_seconds_per_image=num_threads / found.images_per_second,
+        core_seconds_per_image=num_processes / found.images_per_second,
         requests_per_image=int(is_stored),
     )
     cores, part_images = len(os.sched_getaffinity(0)), -(-num_inputs // num_parts)

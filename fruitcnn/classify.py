@@ -10,8 +10,8 @@ The same command continues a run that was stopped, whatever stopped it, and does
 import datetime
 import importlib.metadata
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fruitcnn import storage
@@ -21,7 +21,9 @@ from fruitcnn.errors import UsageError
 
 if TYPE_CHECKING:
     from fruitcnn import inputs, since
+    from fruitcnn.crew import Member
     from fruitcnn.execute import Session
+    from fruitcnn.frozen import FrozenModel
     from fruitcnn.plan import Plan
 
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
@@ -35,19 +37,26 @@ class Run(NamedTuple):
     predictions: str
     plan: "Plan"
     runtime: str
+    model: "FrozenModel | None" = None
+    """Opened with one thread, where it had to be opened to know the runtime."""
+    members: "Sequence[Member]" = ()
+    """Processes that were started for it."""
 
 
-def classify(config: ClassifyConfig, progress: Progress, session: "Session | None" = None) -> RunManifest:
+def classify(
+    config: ClassifyConfig, progress: Progress, session: "Session | None" = None, members: "Sequence[Member]" = ()
+) -> RunManifest:
     """Start, continue or, if it is finished, look up the run at config.predictions.
 
-    session opens Ray, once it is known that there is work; by default the session at hand is used, or none.
+    session opens Ray, once it is known that there is work; by default the session at hand is used, or none. members:
+    of recruited; without them they are started where there is enough to do.
     UsageError: nothing was started. ClassifyError: the store failed for good, the books do not balance, another attempt
     took over, or too many inputs were rejected (then everything is written). StorageError: a URI cannot be used.
     """
     from fruitcnn import predictions
 
     started_seconds = time.monotonic()
-    run = prepare(config)
+    run = prepare(config)._replace(members=members)
     manifest = predictions.load_manifest(run.predictions)
     if config.retry_rejected:
         _reopen(run, manifest)
@@ -63,11 +72,23 @@ def classify(config: ClassifyConfig, progress: Progress, session: "Session | Non
     return manifest
 
 
+@contextmanager
+def recruited(config: ClassifyConfig) -> "Iterator[list[Member]]":
+    """Processes beside this one that open the model while this one plans; none where they would have nothing to do."""
+    from fruitcnn import crew, runtimes
+
+    runtime = runtimes.BF16 if config.precision == "bf16" else config.runtime
+    is_elsewhere = (runtime == "auto" and runtimes.has_gpu()) or not crew.may_work_here(runtime, config.num_actors)
+    with ExitStack() as until_done:
+        num = 0 if is_elsewhere else crew.num_processes() - 1
+        yield [until_done.enter_context(crew.Member(config.model, runtime)) for _ in range(num)]
+
+
 def prepare(config: ClassifyConfig) -> Run:
     """The run that config names, planned now if it is new; UsageError if it cannot be started."""
     from fruitcnn import plan
 
-    model_hash, runtime = _identify(config)
+    model_hash, runtime, model = _identify(config)
     with storage.argument("--images"):
         settings = config.row_settings(runtime)
     with storage.argument("--predictions"):
@@ -78,7 +99,7 @@ def prepare(config: ClassifyConfig) -> Run:
             listing = _listing(config)
             found = plan.write_plan(predictions, listing, model_hash, settings, config.part_images, config.part_bytes)
         plan.require_same_run(predictions, found, model_hash, settings)
-    return Run(config, predictions, found, runtime)
+    return Run(config, predictions, found, runtime, model)
 
 
 def _listing(config: ClassifyConfig) -> "inputs.Listing | since.Choice":
@@ -93,11 +114,12 @@ def _listing(config: ClassifyConfig) -> "inputs.Listing | since.Choice":
 def dry_run(config: ClassifyConfig) -> dict[str, Any]:
     """What a run would take in, and, after trying a sample, what it would take; name -> value. Writes nothing."""
     from fruitcnn import calibrate, inputs, plan
+    from fruitcnn.crew import num_processes
     from fruitcnn.execute import local_options
     from fruitcnn.infer import open_models
 
     started_seconds = time.monotonic()
-    _, runtime = _identify(config)
+    _, runtime, model = _identify(config)
     listing = inputs.Listing(config.images, config.split, config.sample)
     sampler = inputs.Sampler(calibrate.SAMPLE_INPUTS)
     num_parts = num_inputs = num_bytes = 0
@@ -118,22 +140,25 @@ def dry_run(config: ClassifyConfig) -> dict[str, Any]:
     if not num_inputs:
         return rows
     listing_seconds = time.monotonic() - started_seconds
-    options = local_options(config)
-    models = open_models(config.model, runtime, options.num_threads)
-    sample = sampler.chosen()
-    found = calibrate.forecast(num_inputs, listing_seconds, sample, models, options)
+    models = [model] if model else open_models(config.model, runtime, 1)
+    sample, num = sampler.chosen(), num_processes()
+    found = calibrate.forecast(num_inputs, listing_seconds, sample, models, local_options(config), num)
     is_stored = not sample[0].container and sample[0].name.startswith("s3://")
-    on_nodes = calibrate.on_nodes(found, num_inputs, num_parts, listing_seconds, options.num_threads, is_stored)
-    return rows | calibrate.describe(found, options.num_threads) | on_nodes
+    on_nodes = calibrate.on_nodes(found, num_inputs, num_parts, listing_seconds, num, is_stored)
+    return rows | calibrate.describe(found, num) | on_nodes
 
 
-def _identify(config: ClassifyConfig) -> tuple[str, str]:
-    """(model hash, runtime), all files proven, also those that this runtime does not read."""
+def _identify(config: ClassifyConfig) -> "tuple[str, str, FrozenModel | None]":
+    """(model hash, runtime, model if it was opened), all files proven, also those that this runtime does not read."""
     from fruitcnn import bundle, frozen, runtimes
 
+    runtime = runtimes.BF16 if config.precision == "bf16" else config.runtime
     with bundle.argument("--model", config.model):
         frozen.verify(config.model)
-        return frozen.identify(config.model, runtimes.BF16 if config.precision == "bf16" else config.runtime)
+        if runtime in ("auto", *runtimes.REDUCED):
+            model = frozen.load(config.model, runtime, num_threads=1)
+            return model.model_hash, model.runtime, model
+        return (*frozen.identify(config.model, runtime), None)
 
 
 def _reopen(run: Run, manifest: RunManifest | None) -> None:

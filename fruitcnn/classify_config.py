@@ -47,13 +47,14 @@ class ClassifyConfig(BaseModel):
     num_actors: int | None = Field(
         default=None,
         ge=1,
-        description="Ray actors that classify; by default one per 4 CPUs of the cluster, and none where this process "
-        "is done before Ray would be up",
+        description="Ray actors that classify; by default one per CPU of the cluster, and none where this process and "
+        "those beside it are done before Ray would be up",
     )
     memory_bytes: int = Field(
         default=1 << 30,
         ge=1 << 20,
-        description="memory that an actor may take, bytes: large pictures wait for each other",
+        description="memory that each process that classifies (one a CPU) may take, bytes: large pictures wait for "
+        "each other",
     )
     sample: int | None = Field(
         default=None, ge=1, description="for a first look: classify only this many of the inputs, chosen at random"

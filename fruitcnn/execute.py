@@ -5,20 +5,21 @@ never starts it; where a Ray session or RAY_ADDRESS is at hand, or a number of a
 """
 
 import os
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fruitcnn.books import ClassifyError, PartBooks
+from fruitcnn.crew import GPU_RUNTIMES, PROCESSES_HERE, Member, may_work_here, num_processes, pays
 from fruitcnn.effort import Effort
 from fruitcnn.fetch import find_witness
 from fruitcnn.head_start import NO_MORE_CPUS_PAYS_SECONDS, RAY_PAYS_SECONDS, HeadStart
-from fruitcnn.infer import CALLS_PER_ACTOR, ClassifyActor
-from fruitcnn.orders import Options, Outcome
+from fruitcnn.infer import ClassifyActor, PartClassifier, open_models
+from fruitcnn.orders import CALLS_PER_ACTOR, Options, Outcome
 from fruitcnn.plan import PlanReader
 from fruitcnn.predictions import read_finished, require_newest
 
@@ -28,15 +29,11 @@ if TYPE_CHECKING:
 Session = Callable[[], AbstractContextManager[None]]
 """Opens a Ray session: jobs.cli.ray_session is one."""
 
-CPUS_PER_ACTOR = 4
-"""Beyond that the interpreter lock keeps one process from gaining by threads, so larger nodes get more actors."""
-
 ACTOR_DEATHS = 5
 """How often a part may take its actor down (out of memory, a decoder's crash) before the job fails."""
 
 _ATTEMPT_CHECK_SECONDS = 5.0
 _PARTS_THAT_PREDICT = 8
-_GPU_RUNTIMES = ("tensorflow", "keras")
 _MAX_BLOCKS = 4096  # what the driver keeps track of, however many parts there are
 
 
@@ -117,40 +114,55 @@ def execute(run: "Run", pending: Sequence[int], take: Callable[[Outcome], None],
     """
     witness = find_witness(PlanReader(run.predictions, run.plan).read(pending[0]))
     options = local_options(run.config, witness)
-    if not _works_here(run):
+    if not may_work_here(run.runtime, run.config.num_actors):
         with session() if session else nullcontext():
             for outcome in _on_ray(run, pending, options):
                 take(outcome)
         return
-    here = ClassifyActor(run.predictions, run.config.model, run.runtime, options)
-    has_more_cpus = len(os.sched_getaffinity(0)) > options.num_threads
-    pays_seconds = RAY_PAYS_SECONDS if has_more_cpus else NO_MORE_CPUS_PAYS_SECONDS
-    with HeadStart(pending, lambda part: take(here.run(part)), pays_seconds) as start:
-        if session and start.ray_pays():
-            with session():
-                given = start.hand_over()
-                for outcome in _on_ray(run, given, options) if given else ():
-                    take(outcome)
+    num_cpus = len(os.sched_getaffinity(0))
+    pays_seconds = RAY_PAYS_SECONDS if num_cpus > PROCESSES_HERE else NO_MORE_CPUS_PAYS_SECONDS
+    with ExitStack() as crew:
+        works = [partial(_take_from, each, take) for each in _crew(run, len(pending), options, crew)]
+        with HeadStart(pending, works * CALLS_PER_ACTOR, pays_seconds) as start:
+            if session and start.ray_pays():
+                with session():
+                    given = start.hand_over()
+                    for outcome in _on_ray(run, given, options) if given else ():
+                        take(outcome)
+
+
+def _take_from(classify_part: Callable[[int], Outcome], take: Callable[[Outcome], None], part: int) -> None:
+    take(classify_part(part))
+
+
+def _crew(run: "Run", num_parts: int, options: Options, until_done: ExitStack) -> list[Callable[[int], Outcome]]:
+    """What classifies a part here: in this process, and in one more for each CPU where there is work for them."""
+    share, order = num_parts / run.plan.num_parts, (run.predictions, run.config.model, run.runtime, options)
+    members = list(run.members)
+    if not members and pays(int(run.plan.num_inputs * share), int(run.plan.num_bytes * share)):
+        members = [until_done.enter_context(Member(*order[1:3])) for _ in range(num_processes() - 1)]
+    for member in members:
+        member.brief(*order)
+    models = [run.model] if run.model else open_models(run.config.model, run.runtime, 1)
+    here = PartClassifier(run.predictions, run.plan, models, options)
+
+    def counted(classify_part: Callable[[int], Outcome]) -> Callable[[int], Outcome]:
+        return lambda part: classify_part(part).model_copy(update={"num_cpus": 1 + len(members)})
+
+    return [counted(here.run), *(counted(member.run) for member in members)]
 
 
 def share_out(node_cpus: Sequence[int], num_actors: int | None, num_parts: int) -> tuple[int, int]:
     """(actors, CPUs for each) such that all of them find room on the nodes at once.
 
-    num_actors None: one for every CPUS_PER_ACTOR CPUs of a node, at least one a node. Never more than parts or CPUs.
+    num_actors None: one for every CPU, as the threads of one process wait for its interpreter's lock. Never more than
+    parts or CPUs.
     """
-    wanted = num_actors or sum(max(1, cpus // CPUS_PER_ACTOR) for cpus in node_cpus if cpus)
-    num = max(1, min(wanted, num_parts, sum(node_cpus)))
+    num = max(1, min(num_actors or num_parts, num_parts, sum(node_cpus)))
     fitting = (
         each for each in range(max(node_cpus, default=1), 1, -1) if sum(cpus // each for cpus in node_cpus) >= num
     )
     return num, next(fitting, 1)
-
-
-def _works_here(run: "Run") -> bool:
-    """Whether this process may take parts: Ray is not up yet, the model runs on CPUs, nobody asked for actors."""
-    is_ray_up = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    is_elsewhere = bool(os.environ.get("RAY_ADDRESS"))
-    return not (is_ray_up or is_elsewhere or run.config.num_actors or run.runtime in _GPU_RUNTIMES)
 
 
 def local_options(config: "ClassifyConfig", witness: str | None = None) -> Options:
@@ -160,7 +172,7 @@ def local_options(config: "ClassifyConfig", witness: str | None = None) -> Optio
         **config.model_dump(include=shared),
         retry=config.retry_rejected,
         retry_causes=config.cause,
-        num_threads=min(CPUS_PER_ACTOR, len(os.sched_getaffinity(0))),
+        num_threads=1,
         witness=witness,
     )
 
@@ -172,10 +184,9 @@ def _on_ray(run: "Run", parts: Sequence[int], options: Options) -> Iterator[Outc
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     node_cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    num_actors, cpus_per_actor = share_out(node_cpus, run.config.num_actors, len(parts))
-    num_gpus = 0
-    if run.runtime in _GPU_RUNTIMES and (num_gpus := int(ray.cluster_resources().get("GPU", 0))):
-        num_actors = min(num_actors, num_gpus) if run.config.num_actors else min(num_gpus, len(parts))
+    num_gpus = int(ray.cluster_resources().get("GPU", 0)) if run.runtime in GPU_RUNTIMES else 0
+    wanted = min(run.config.num_actors or num_gpus, num_gpus) if num_gpus else run.config.num_actors
+    num_actors, cpus_per_actor = share_out(node_cpus, wanted, len(parts))
     numbers = [{"part": part} for part in parts]
     # Ray 2.60 announces that max_task_retries goes, and names nothing in its place; without it, a picture that takes
     # its process down would be tried for ever.

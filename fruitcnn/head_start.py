@@ -1,8 +1,8 @@
-"""Parts classified in the job's own process while Ray comes up; a small job is done before Ray would have started.
+"""Parts classified by the job's own processes while Ray comes up; a small job is done before Ray would have started.
 
 Used by execute. Ray and its actors need ten to twenty seconds; this process has read the plan and proven the model
-already, so it takes parts from the front of the list until Ray's actors take over the rest. A part is put if absent,
-whoever made it.
+already, so it and its crew take parts from the front of the list until Ray's actors take over the rest. A part is put
+if absent, whoever made it.
 """
 
 import threading
@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
-
-from fruitcnn.infer import CALLS_PER_ACTOR
 
 RAY_PAYS_SECONDS = 20.0
 """With less work than this left, Ray and its actors would not be up before it is done."""
@@ -27,28 +25,28 @@ _PATIENCE_SECONDS = 5.0
 
 
 class HeadStart:
-    """Works through parts from the front, CALLS_PER_ACTOR at a time: a context manager that ends with its last part.
+    """Works through parts from the front: a context manager that ends with its last part.
 
-    work(part) does one part, in a thread; what it raises is raised again by ray_pays and at the end. pays_seconds: with
-    more work than this left, Ray is worth its start.
+    works: of each thread, what does one part; what it raises is raised again by ray_pays and at the end. pays_seconds:
+    with more work than this left, Ray is worth its start.
     """
 
     def __init__(
-        self, parts: Sequence[int], work: Callable[[int], None], pays_seconds: float = RAY_PAYS_SECONDS
+        self, parts: Sequence[int], works: Sequence[Callable[[int], None]], pays_seconds: float = RAY_PAYS_SECONDS
     ) -> None:
         self._parts = deque(parts)
-        self._work = work
+        self._works = works
         self._pays_seconds = pays_seconds
         self._changed = threading.Condition()
         self._num_done = 0
-        self._num_lanes = CALLS_PER_ACTOR
+        self._num_lanes = len(works)
         self._error: BaseException | None = None
-        self._pool = ThreadPoolExecutor(CALLS_PER_ACTOR, thread_name_prefix="here")
+        self._pool = ThreadPoolExecutor(len(works), thread_name_prefix="here")
 
     def __enter__(self) -> Self:
         self._started_seconds = time.monotonic()
-        for _ in range(CALLS_PER_ACTOR):
-            self._pool.submit(self._lane)
+        for work in self._works:
+            self._pool.submit(self._lane, work)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -77,15 +75,15 @@ class HeadStart:
 
     def _is_rate_known(self) -> bool:
         waited_seconds = time.monotonic() - self._started_seconds
-        return self._num_done >= CALLS_PER_ACTOR or waited_seconds > _PATIENCE_SECONDS
+        return self._num_done >= len(self._works) or waited_seconds > _PATIENCE_SECONDS
 
     def _parts_per_second(self) -> float:
         return max(1, self._num_done) / max(1e-6, time.monotonic() - self._started_seconds)
 
-    def _lane(self) -> None:
+    def _lane(self, work: Callable[[int], None]) -> None:
         try:
             while (part := self._next()) is not None:
-                self._work(part)
+                work(part)
                 with self._changed:
                     self._num_done += 1
                     self._changed.notify_all()

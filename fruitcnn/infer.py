@@ -36,9 +36,6 @@ PART_ATTEMPTS = 3
 """How often an actor tries a part whose store fails (after the store's own retries), before the job fails."""
 
 RETRY_SECONDS = (2.0, 10.0)
-CALLS_PER_ACTOR = 2
-"""Parts that one actor works on at a time: the next one is read ahead while the model ends the current one."""
-
 REQUESTS_IN_FLIGHT = 32
 """Ranged and whole reads of S3 that one actor has under way at a time."""
 
@@ -151,12 +148,22 @@ class PartClassifier:
 
 
 class ClassifyActor(PartClassifier):
-    """What Ray Data starts on each node: opens the plan and the model, then takes part numbers."""
+    """What Ray Data starts on each node: opens the plan and the model, then takes part numbers.
 
-    def __init__(self, predictions: str, model_uri: str, runtime: str, options: Options) -> None:
+    models: if they are open already.
+    """
+
+    def __init__(
+        self,
+        predictions: str,
+        model_uri: str,
+        runtime: str,
+        options: Options,
+        models: Sequence[Model] | None = None,
+    ) -> None:
         plan = load_plan(predictions)
         assert plan is not None, f"no plan under {predictions}"
-        super().__init__(predictions, plan, open_models(model_uri, runtime, options.num_threads), options)
+        super().__init__(predictions, plan, models or open_models(model_uri, runtime, options.num_threads), options)
         gc.freeze()  # what is there by now stays: Python's collector need not walk it with every part
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:

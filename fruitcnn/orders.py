@@ -5,6 +5,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from fruitcnn.books import PartBooks
 from fruitcnn.effort import Effort
 
+CALLS_PER_ACTOR = 2
+"""Parts that one actor works on at a time: the next one is read ahead while the model ends the current one."""
+
 
 class Options(BaseModel):
     """What an actor needs to know besides the plan."""

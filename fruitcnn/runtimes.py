@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,8 +27,8 @@ Predict = Callable[[npt.NDArray[np.uint8]], Answers]
 
 ONNX, INT8 = "model.onnx", "model.int8.onnx"
 INPUT, OUTPUT, SCORE = "image", "probabilities", "unlike"
-_CACHED_ROWS = 32
-"""Pictures per call and core: their activations stay in its cache, which is worth 14 % at 32x32."""
+_CACHED_ROWS = 16
+"""Pictures per call and core: their activations stay in its cache, which is worth a fifth at 32x32."""
 
 ENCODED_SIGNATURE, SIGNATURE = "encoded", "serving_default"
 
@@ -107,7 +107,11 @@ def _openvino_bf16(folder: Path, description: Description, num_threads: int) -> 
 
 
 def _openvino(
-    folder: Path, _: Description, num_threads: int, file: str = ONNX, precision: Literal["f32", "bf16"] = "f32"
+    folder: Path,
+    description: Description,
+    num_threads: int,
+    file: str = ONNX,
+    precision: Literal["f32", "bf16"] = "f32",
 ) -> Predict:
     import openvino
 
@@ -118,16 +122,24 @@ def _openvino(
         "INFERENCE_NUM_THREADS": num_threads,
         "ENABLE_CPU_PINNING": False,  # several actors of one node would all be pinned to the same cores
     }
-    compiled = core.compile_model(core.read_model(str(folder / file)), "CPU", settings)
-    request, lock = compiled.create_infer_request(), threading.Lock()
+    num_rows, lock = _CACHED_ROWS * (num_threads or os.cpu_count() or 1), threading.Lock()
 
-    num_rows = _CACHED_ROWS * (num_threads or os.cpu_count() or 1)
+    @cache
+    def request(is_full: bool) -> Any:
+        # Compiled for a known number of rows a call takes a fifth less: nothing is worked out anew, and more is fused.
+        model = core.read_model(str(folder / file))
+        if is_full:
+            model.reshape([num_rows, *description.input_px, 3])
+        return core.compile_model(model, "CPU", settings).create_infer_request()
+
+    request(False)
 
     def predict(pixels: npt.NDArray[np.uint8]) -> Answers:
         probabilities, unlike = [], []
         with lock:
             for start in range(0, len(pixels), num_rows):
-                found = request.infer([pixels[start : start + num_rows]], share_inputs=True)
+                rows = pixels[start : start + num_rows]
+                found = request(len(rows) == num_rows).infer([rows], share_inputs=True)
                 probabilities.append(np.array(found[OUTPUT]))
                 unlike.append(np.array(found[SCORE]).reshape(-1))
         return Answers(np.concatenate(probabilities), np.concatenate(unlike))

@@ -12,7 +12,7 @@ from typing import Any
 
 from fruitcnn import storage
 from fruitcnn.books import RunManifest, Timing
-from fruitcnn.classify import classify, dry_run
+from fruitcnn.classify import classify, dry_run, recruited
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.wording import plural
 from jobs.cli import progress, ray_session, run, summary
@@ -23,7 +23,8 @@ def main(config: ClassifyConfig) -> None:
     if config.dry_run:
         summary("plan", dry_run(config) | _precision(config), {"images": config.images})
         return
-    manifest = classify(config, progress, ray_session)
+    with recruited(config) as members:
+        manifest = classify(config, progress, ray_session, members)
     report = storage.join(storage.normalise(config.predictions), "report.html")
     if not storage.exists(report):
         from fruitcnn.report import write_report

@@ -174,7 +174,7 @@ def test_the_forecast_is_the_measured_rate_over_all_inputs(config: ClassifyConfi
     options = orders.Options(
         batch_size=4, top_k=1, probabilities=False, min_confidence=0, max_pixels=10**6, num_threads=2
     )
-    found = calibrate.forecast(1_000_000, 5.0, list(Listing(config.images)), models, options, seconds=0.0)
+    found = calibrate.forecast(1_000_000, 5.0, list(Listing(config.images)), models, options, 1, seconds=0.0)
     assert found.num_tried == 20
     assert found.total_seconds == pytest.approx(calibrate.START_SECONDS + 5 + 1_000_000 / found.images_per_second)
 
@@ -182,7 +182,7 @@ def test_the_forecast_is_the_measured_rate_over_all_inputs(config: ClassifyConfi
 def test_more_nodes_take_less_until_what_they_share_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     found = calibrate.Estimate(1_000, 500.0, 0.0, 1 << 20, {"model": 0.002})
-    rows = calibrate.on_nodes(found, 50_000_000, 25_000, 50.0, num_threads=2, is_stored=True)
+    rows = calibrate.on_nodes(found, 50_000_000, 25_000, 50.0, num_processes=2, is_stored=True)
     assert list(rows) == ["2 nodes", "10 nodes", "100 nodes"]
     assert "h (compute" in rows["2 nodes"]  # 50 million at twice 500 a second
     assert rows["100 nodes"].startswith("2.5 h (store")  # 5,500 requests a second

@@ -104,13 +104,16 @@ def test_max_rejected_refuses_anything_else(value: str, config: ClassifyConfig) 
 @pytest.mark.parametrize(
     ("node_cpus", "num_actors", "num_parts", "shared"),
     [
-        ([2], None, 100, (1, 2)),
+        ([2], None, 100, (2, 1)),
+        ([2], 1, 100, (1, 2)),
         ([2], 2, 100, (2, 1)),
         ([2], 9, 100, (2, 1)),
-        ([16], None, 100, (4, 4)),
+        ([16], None, 100, (16, 1)),
+        ([16], 4, 100, (4, 4)),
         ([16], None, 1, (1, 16)),
-        ([2, 2], None, 100, (2, 2)),
-        ([0, 8, 4], None, 100, (3, 4)),
+        ([2, 2], None, 100, (4, 1)),
+        ([0, 8, 4], None, 100, (12, 1)),
+        ([0, 8, 4], 3, 100, (3, 4)),
         ([], None, 1, (1, 1)),
     ],
 )

@@ -1,0 +1,137 @@
+"""crew.py: other processes classify parts as this one does; what ends them is said, and they end with this one."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fruitcnn import crew, execute, storage
+from fruitcnn.books import ClassifyError
+from fruitcnn.classify import ClassifyConfig, Run, classify, prepare, recruited
+from fruitcnn.crew import Member
+from fruitcnn.predictions import pending_parts
+from tests import frozen_run
+from tests.frozen_run import no_progress
+
+
+@pytest.fixture
+def config(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, jpeg_bytes) -> ClassifyConfig:
+    model = frozen_run.bundle(tmp_path_factory.getbasetemp()).model
+    for number in range(30):
+        path = tmp_path / "images" / f"{number:02d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(jpeg_bytes(number) if number % 7 else b"no picture")
+    return ClassifyConfig(
+        model=str(model), images=str(tmp_path / "images"), predictions=str(tmp_path / "predictions"), part_images=4
+    )
+
+
+@pytest.fixture
+def run(config: ClassifyConfig) -> Run:
+    return prepare(config)
+
+
+@pytest.fixture
+def member(run: Run) -> Iterator[Member]:
+    with Member(run.config.model, run.runtime) as member:
+        member.brief(run.predictions, run.config.model, run.runtime, execute.local_options(run.config))
+        yield member
+
+
+def parts_of(predictions: str) -> list[bytes]:
+    return [storage.read(entry.uri) for entry in storage.list_files(storage.join(predictions, "parts"))]
+
+
+def test_processes_write_the_parts_that_one_process_writes(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(execute, "pays", lambda *_: False)
+    alone = classify(config, no_progress)
+    monkeypatch.setattr(execute, "pays", lambda *_: True)
+    monkeypatch.setattr(execute, "num_processes", lambda: 3)
+    together = classify(config.model_copy(update={"predictions": str(tmp_path / "together")}), no_progress)
+    assert (together.books, together.parts) == (alone.books, alone.parts)
+    assert (alone.timing.num_cpus, together.timing.num_cpus) == (1, 3)
+
+
+def test_a_member_commits_what_it_is_asked_for(run: Run, member: Member) -> None:
+    outcomes = [member.run(part) for part in (5, 2)]
+    assert [outcome.part for outcome in outcomes] == [5, 2]
+    assert all(outcome.books and outcome.books.num_rows for outcome in outcomes)
+    assert pending_parts(run.predictions, run.plan) == [0, 1, 3, 4, 6, 7]
+
+
+def test_an_error_comes_back_in_words(run: Run, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone")
+    with Member(gone, run.runtime) as member:
+        member.brief(run.predictions, gone, run.runtime, execute.local_options(run.config))
+        assert re.match(r"part 3: \w+Error: .*gone", member.run(3).error or "")
+
+
+def test_nobody_is_recruited_where_the_work_is_done_elsewhere(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "num_processes", lambda: 3)
+    with recruited(config.model_copy(update={"num_actors": 1})) as members:
+        assert not members
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    with recruited(config) as members:
+        assert not members
+
+
+def test_recruits_do_the_work_and_are_gone_afterwards(config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "num_processes", lambda: 3)
+    with recruited(config) as members:
+        manifest = classify(config, no_progress, members=members)
+    assert manifest.timing.num_cpus == 3
+    assert manifest.books.num_listed == 30
+    assert not any(_is_alive(member._process.pid) for member in members)
+
+
+def test_a_member_that_is_killed_ends_the_job_with_a_message(member: Member) -> None:
+    member._process.send_signal(signal.SIGKILL)
+    with pytest.raises(ClassifyError, match="ended with signal SIGKILL"):
+        member.run(0)
+    with pytest.raises(ClassifyError, match="ended with signal SIGKILL"):
+        member.run(1)
+
+
+def test_a_member_does_not_outlive_a_killed_job(run: Run) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from fruitcnn.crew import Member\n"
+        "from fruitcnn.orders import Options\n"
+        "member = Member(sys.argv[2], sys.argv[3])\n"
+        "member.brief(*sys.argv[1:4], Options.model_validate_json(sys.argv[4]))\n"
+        "member.run(0)\n"
+        "print(member._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    options = execute.local_options(run.config).model_dump_json()
+    command = [sys.executable, "-c", code, run.predictions, run.config.model, run.runtime, options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 20
+    while _is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_alive(pid)
+
+
+@pytest.mark.parametrize(
+    ("num_inputs", "num_bytes", "pays"),
+    [(1_000, 5_000_000, False), (20_000, 100_000_000, True), (300, 180_000_000, True), (500, 0, True), (20, 0, False)],
+)
+def test_a_crew_is_for_work_of_more_than_a_moment(num_inputs: int, num_bytes: int, pays: bool) -> None:
+    assert crew.pays(num_inputs, num_bytes) == pays
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
