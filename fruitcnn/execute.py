@@ -1,4 +1,4 @@
-"""Parts of a plan -> files: this process begins, Ray Data's actors go on. Between classify and infer.
+"""Parts of a plan -> files: this process and its crew begin, Ray Data's actors go on. Between classify and infer.
 
 What is small goes through Ray: a part's number one way, its books the other. A job that ends before Ray would be up
 never starts it; where a Ray session or RAY_ADDRESS is at hand, or a number of actors was asked for, Ray does it all.
