@@ -25,18 +25,22 @@ PROCESSES_HERE = 4
 """With more CPUs than these, Ray's actors are worth their start sooner."""
 
 GPU_RUNTIMES = ("tensorflow", "keras")
-LEAST_SECONDS = 1.2
+_LEAST_SECONDS = 1.2
 """With less work than this a member that is yet to be started would hardly be up before it is done."""
 
-_PICTURE_SECONDS, _BYTE_SECONDS = 120e-6, 8e-9
-_UNKNOWN_BYTES = 500_000
-"""What a picture of unknown size may well be."""
+_PICTURE_SECONDS, _LARGE_BYTES = 120e-6, 50_000
 
 
-def pays(num_inputs: int, num_bytes: int) -> bool:
-    """Whether so many pictures of so many bytes together (0: unknown) keep more than one process at work."""
-    seconds = num_inputs * _PICTURE_SECONDS + (num_bytes or num_inputs * _UNKNOWN_BYTES) * _BYTE_SECONDS
-    return seconds > LEAST_SECONDS
+def pays(num_inputs: int, is_up: bool) -> bool:
+    """Whether so many small pictures keep several processes at work; is_up: there are some already."""
+    return is_up or num_inputs * _PICTURE_SECONDS > _LEAST_SECONDS
+
+
+def threads_do(num_inputs: int, num_bytes: int, num_parts: int) -> bool:
+    """Whether the threads of one process do as well: they wait for each other with every picture, which is nothing
+    where pictures are large; and a part is the work of one process. num_bytes 0: nothing is known.
+    """
+    return num_parts < num_processes() or num_bytes > num_inputs * _LARGE_BYTES
 
 
 def num_processes() -> int:

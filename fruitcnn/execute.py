@@ -14,11 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fruitcnn.books import ClassifyError, PartBooks
-from fruitcnn.crew import GPU_RUNTIMES, PROCESSES_HERE, Member, may_work_here, num_processes, pays
+from fruitcnn.crew import GPU_RUNTIMES, PROCESSES_HERE, Member, may_work_here, num_processes, pays, threads_do
 from fruitcnn.effort import Effort
 from fruitcnn.fetch import find_witness
 from fruitcnn.head_start import NO_MORE_CPUS_PAYS_SECONDS, RAY_PAYS_SECONDS, HeadStart
-from fruitcnn.infer import ClassifyActor, PartClassifier, open_models
+from fruitcnn.infer import ClassifyActor, Model, PartClassifier, open_models
 from fruitcnn.orders import CALLS_PER_ACTOR, Options, Outcome
 from fruitcnn.plan import PlanReader
 from fruitcnn.predictions import read_finished, require_newest
@@ -136,18 +136,23 @@ def _take_from(classify_part: Callable[[int], Outcome], take: Callable[[Outcome]
 
 
 def _crew(run: "Run", num_parts: int, options: Options, until_done: ExitStack) -> list[Callable[[int], Outcome]]:
-    """What classifies a part here: in this process, and in one more for each CPU where there is work for them."""
-    share, order = num_parts / run.plan.num_parts, (run.predictions, run.config.model, run.runtime, options)
-    members = list(run.members)
-    if not members and pays(int(run.plan.num_inputs * share), int(run.plan.num_bytes * share)):
-        members = [until_done.enter_context(Member(*order[1:3])) for _ in range(num_processes() - 1)]
+    """What classifies a part here: this process and one more for each CPU, or this one with a thread for each CPU."""
+    order = run.predictions, run.config.model, run.runtime
+    models: list[Model] = [run.model] if run.model else open_models(run.config.model, run.runtime, 1)
+    members: list[Member] = []
+    if threads_do(run.plan.num_inputs, run.plan.num_bytes, num_parts):
+        options = options.model_copy(update={"num_threads": num_processes()})
+        models += open_models(run.config.model, run.runtime, num_processes() - 1)
+    elif pays(run.plan.num_inputs * num_parts // run.plan.num_parts, bool(run.members)):
+        num_new = 0 if run.members else num_processes() - 1
+        members += [*run.members, *(until_done.enter_context(Member(*order[1:])) for _ in range(num_new))]
     for member in members:
-        member.brief(*order)
-    models = [run.model] if run.model else open_models(run.config.model, run.runtime, 1)
+        member.brief(*order, options)
     here = PartClassifier(run.predictions, run.plan, models, options)
 
     def counted(classify_part: Callable[[int], Outcome]) -> Callable[[int], Outcome]:
-        return lambda part: classify_part(part).model_copy(update={"num_cpus": 1 + len(members)})
+        num_cpus = len(members) + options.num_threads
+        return lambda part: classify_part(part).model_copy(update={"num_cpus": num_cpus})
 
     return [counted(here.run), *(counted(member.run) for member in members)]
 

@@ -50,7 +50,7 @@ def parts_of(predictions: str) -> list[bytes]:
 def test_processes_write_the_parts_that_one_process_writes(
     config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(execute, "pays", lambda *_: False)
+    monkeypatch.setattr(execute, "num_processes", lambda: 1)
     alone = classify(config, no_progress)
     monkeypatch.setattr(execute, "pays", lambda *_: True)
     monkeypatch.setattr(execute, "num_processes", lambda: 3)
@@ -123,11 +123,25 @@ def test_a_member_does_not_outlive_a_killed_job(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_inputs", "num_bytes", "pays"),
-    [(1_000, 5_000_000, False), (20_000, 100_000_000, True), (300, 180_000_000, True), (500, 0, True), (20, 0, False)],
+    ("num_inputs", "num_bytes", "num_parts", "threads_do"),
+    [
+        (20_000, 100_000_000, 10, False),
+        (20_000, 0, 10, False),
+        (1_000, 600_000_000, 3, True),
+        (2_000, 10_000_000, 1, True),
+    ],
 )
-def test_a_crew_is_for_work_of_more_than_a_moment(num_inputs: int, num_bytes: int, pays: bool) -> None:
-    assert crew.pays(num_inputs, num_bytes) == pays
+def test_threads_do_for_large_pictures_and_single_parts(
+    num_inputs: int, num_bytes: int, num_parts: int, threads_do: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "num_processes", lambda: 2)
+    assert crew.threads_do(num_inputs, num_bytes, num_parts) == threads_do
+
+
+def test_a_process_is_started_for_work_of_more_than_a_moment() -> None:
+    assert not crew.pays(5_000, is_up=False)
+    assert crew.pays(5_000, is_up=True)
+    assert crew.pays(20_000, is_up=False)
 
 
 def _is_alive(pid: int) -> bool:
