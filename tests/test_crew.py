@@ -12,7 +12,8 @@ import pytest
 
 from fruitcnn import crew, execute, storage
 from fruitcnn.books import ClassifyError
-from fruitcnn.classify import ClassifyConfig, Run, classify, prepare, recruited
+from fruitcnn.classify import Run, classify, prepare, recruited
+from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.crew import Member
 from fruitcnn.predictions import pending_parts
 from tests import frozen_run
