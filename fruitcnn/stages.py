@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,25 +25,10 @@ _SPEED_ROUNDS = 5
 
 
 class RayStages:
-    """The stages; a context manager that holds the Ray session, opened when the first stage needs it."""
+    """The stages; `session` opens Ray where a stage has work for it."""
 
     def __init__(self, progress: Progress, session: Session) -> None:
-        self.progress, self._session, self._stack = progress, session, ExitStack()
-        self._is_open = False
-
-    def __enter__(self) -> RayStages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    @contextmanager
-    def _opened(self) -> Iterator[None]:
-        """The Ray session, left open for the stages that follow."""
-        if not self._is_open:
-            self._stack.enter_context(self._session())
-            self._is_open = True
-        yield
+        self.progress, self._session = progress, session
 
     def take_in(self, config: RetrainConfig) -> Manifest:
         """Only files that the data set does not know yet are read."""
@@ -54,14 +38,14 @@ class RayStages:
         plan = plan_dataset(ShardConfig(source=config.source, dataset=config.dataset, root=config.root))
         if plan.base and not plan.records:
             return plan.base
-        with self._opened():
+        with self._session():
             return write_plan(plan, self.progress)
 
     def train(self, challenge: Challenge) -> None:
         """Train, or go on from the last checkpoint."""
         from fruitcnn.train import train
 
-        train(challenge.training, self.progress, self._opened)
+        train(challenge.training, self.progress, self._session)
 
     def freeze(self, challenge: Challenge) -> None:
         """Freeze the best checkpoint."""
@@ -114,7 +98,7 @@ class RayStages:
         what = "held-out" if split else "flips"
         predictions = storage.join(challenge.work, f"{what}-{who}")
         asked = ClassifyConfig(model=model, images=images, split=split, predictions=predictions)
-        classify(asked, self.progress, self._opened)
+        classify(asked, self.progress, self._session)
         return predictions
 
     def _flips(self, challenge: Challenge, images: str) -> Flips:

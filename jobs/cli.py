@@ -14,9 +14,9 @@ from fruitcnn import sealed
 from fruitcnn.errors import UsageError
 from jobs.arguments import ConfigT, parse
 from jobs.screen import progress, summary
-from jobs.session import is_ours, ray_session, root_cause
+from jobs.session import is_ours, ray_session, ray_when_needed, root_cause
 
-__all__ = ["UsageError", "progress", "ray_session", "run", "summary"]
+__all__ = ["UsageError", "progress", "ray_session", "ray_when_needed", "run", "summary"]
 
 LONGEST_CAUSE_CHARS = 600
 # Ray Data appends advice on its own settings to the message of whatever a worker raised.

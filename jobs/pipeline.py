@@ -9,7 +9,7 @@ goes on where it was stopped. Without --source it draws its own pictures and nee
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -18,11 +18,12 @@ from fruitcnn import storage
 from fruitcnn.errors import UsageError
 from fruitcnn.recipe import TrainConfig, TrainingChoices
 from fruitcnn.wording import plural
-from jobs.cli import progress, ray_session, run, summary
+from jobs.cli import progress, ray_when_needed, run, summary
 from jobs.shard import describe
 
 if TYPE_CHECKING:
     from fruitcnn.shards import DatasetPlan
+    from fruitcnn.train import Session
 
 
 class PipelineConfig(TrainingChoices):
@@ -71,13 +72,14 @@ def main(config: PipelineConfig) -> None:
     with _named_as_work():
         plan = plan_dataset(ShardConfig(source=config.source, dataset=training.dataset, root=config.root))
     clock.lap("listing")
-    with ray_session(), _named_as_work():
-        clock.lap("Ray")
-        rows = _steps(config, training, plan, clock)
+    with ray_when_needed(lambda: clock.lap("Ray")) as session, _named_as_work():
+        rows = _steps(config, training, plan, clock, session)
     summary("pipeline", rows | clock.row(), _where(config))
 
 
-def _steps(config: PipelineConfig, training: TrainConfig, plan: "DatasetPlan", clock: "_Clock") -> dict[str, Any]:
+def _steps(
+    config: PipelineConfig, training: TrainConfig, plan: "DatasetPlan", clock: "_Clock", session: "Session"
+) -> dict[str, Any]:
     from fruitcnn.classify import classify
     from fruitcnn.classify_config import ClassifyConfig
     from fruitcnn.freeze_config import FreezeConfig
@@ -87,9 +89,10 @@ def _steps(config: PipelineConfig, training: TrainConfig, plan: "DatasetPlan", c
     from fruitcnn.train import train
 
     dataset = training.dataset
-    manifest = write_plan(plan, progress)
+    with session() if plan.records or not plan.base else nullcontext():
+        manifest = write_plan(plan, progress)
     clock.lap("shard")
-    result = train(training, progress)
+    result = train(training, progress, session)
     clock.lap("train")
     model = config.place("model")
     freeze(FreezeConfig(run=training.run, model=model, check=None, dataset=dataset), progress)

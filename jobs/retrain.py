@@ -11,7 +11,7 @@ import signal
 from typing import TYPE_CHECKING, NoReturn
 
 from fruitcnn.retrain_config import RetrainConfig
-from jobs.cli import progress, ray_session, run, summary
+from jobs.cli import progress, ray_when_needed, run, summary
 from jobs.session import be_quiet
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def main(config: RetrainConfig) -> None:
 
     # What a scheduler sends when the time limit is over: the attempt ends in words instead of without.
     signal.signal(signal.SIGTERM, _stop)
-    with RayStages(progress, ray_session) as stages:
-        outcome = retrain(config, stages, lambda stage: print(f"retrain: {stage}", flush=True))
+    with ray_when_needed() as session:
+        outcome = retrain(config, RayStages(progress, session), lambda stage: print(f"retrain: {stage}", flush=True))
     if outcome.outcome != "stood aside":
         tracking.follow(registry.locate(config.registry))
     summary(f"retrain: {outcome.outcome}", describe(outcome), _where(config, outcome))

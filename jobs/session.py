@@ -5,8 +5,8 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,26 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def ray_when_needed(
+    on_start: Callable[[], None] = lambda: None,
+) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Yields session(): who enters it has Ray, which starts for the first one and stays to the end of this block."""
+    with ExitStack() as stack:
+        is_open = False
+
+        @contextmanager
+        def session() -> Iterator[None]:
+            nonlocal is_open
+            if not is_open:
+                stack.enter_context(ray_session())
+                is_open = True
+                on_start()
+            yield
+
+        yield session
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -60,8 +60,7 @@ class Week:
             if then and stage == during:
                 self.beside = then.night()
 
-        with RayStages(progress, session) as real:
-            return retrain(night_config(*self.arguments), real, say)
+        return retrain(night_config(*self.arguments), RayStages(progress, session), say)
 
     def killed(self, stage: str, what: str, share: float) -> None:
         """One night in a process of its own, killed in the middle of something."""

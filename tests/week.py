@@ -106,13 +106,13 @@ class KilledStages(RayStages):
 
 
 def main() -> None:
-    from jobs.session import ray_session
+    from jobs.session import ray_when_needed
 
     point = Point(*sys.argv[5:])
     shards.publish = point.before("manifest", shards.publish)
     registry.append = point.before("record", registry.append)
-    with KilledStages(point, ray_session) as real:
-        outcome = retrain(night_config(*sys.argv[1:5]), real, point.say)
+    with ray_when_needed() as session:
+        outcome = retrain(night_config(*sys.argv[1:5]), KilledStages(point, session), point.say)
     print(json.dumps({"outcome": outcome.outcome, "words": outcome.words}), flush=True)
 
 
