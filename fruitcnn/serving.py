@@ -162,7 +162,11 @@ def stop() -> None:
     """End serving; the Ray session stays."""
     from ray import serve
 
-    serve.shutdown()
+    from fruitcnn.native_output import held_stderr
+
+    # Ray tells of a task of the controller that it kills itself.
+    with held_stderr():
+        serve.shutdown()
 
 
 class Replica:

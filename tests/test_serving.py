@@ -34,6 +34,7 @@ class Server(NamedTuple):
     process: subprocess.Popen[str]
     url: str
     model: str
+    errors: Path
 
 
 @pytest.fixture(scope="module", params=["", pytest.param("--haproxy", marks=pytest.mark.long)])
@@ -56,7 +57,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
             assert process.poll() is None, (folder / "err").read_text()
             assert time.monotonic() < deadline, (folder / "err").read_text()
             time.sleep(0.3)
-        yield Server(process, f"http://127.0.0.1:{port}", model)
+        yield Server(process, f"http://127.0.0.1:{port}", model, folder / "err")
     finally:
         _end(process)
 
@@ -179,6 +180,7 @@ def test_sigterm_ends_it_and_leaves_no_process(server: Server) -> None:
     processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
+    assert "graceful_shutdown" not in server.errors.read_text(), "Ray tells of what it kills itself"
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert not alive
 
