@@ -8,6 +8,7 @@ After a promotion, the same images again are the full re-run; --since-promotion 
 takes only what could change, and an audit of the rest.
 """
 
+import sys
 from typing import Any
 
 from fruitcnn import storage
@@ -25,6 +26,9 @@ def main(config: ClassifyConfig) -> None:
         return
     with recruited(config) as members:
         manifest = classify(config, progress, ray_session, members)
+    if f"{storage.normalise(config.predictions)}/".startswith(f"{storage.normalise(config.images)}/"):
+        print("note: --predictions lies inside --images: another run over them would take its files for pictures",
+              file=sys.stderr)  # fmt: skip
     report = storage.join(storage.normalise(config.predictions), "report.html")
     if not storage.exists(report):
         from fruitcnn.report import write_report

@@ -244,6 +244,14 @@ def test_predictions_of_another_run_are_refused(shell: Shell, place: Path, tmp_p
     assert "give the same arguments to continue it, or another --predictions folder" in outcome.said
 
 
+def test_predictions_inside_the_pictures_are_pointed_out(shell: Shell, place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "two", tmp_path / "two")
+    command = f"classify --model {place}/model --images {tmp_path}/two --predictions {tmp_path}/two/out"
+    outcome = shell(*command.split())
+    assert outcome.code == 0
+    assert "note: --predictions lies inside --images: another run over them would take its files" in outcome.said
+
+
 # --- object storage
 
 ON_S3 = {
