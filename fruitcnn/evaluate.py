@@ -87,7 +87,8 @@ def _require_ours_or_empty(uri: str, config: EvaluateConfig) -> None:
         return
     earlier = storage.read_json(storage.join(uri, "evaluation.json"))["config"]
     for name in ("model", "images", "labels", "split"):
-        if earlier.get(name) != getattr(config, name):
+        there, here = (value and storage.normalise(value) for value in (earlier.get(name), getattr(config, name)))
+        if there != here:
             raise UsageError(
                 f"--evaluation {uri}: holds the evaluation with --{name} {earlier.get(name)}, and this one has "
                 f"{getattr(config, name)}; name another folder"
