@@ -101,7 +101,7 @@ def test_a_retry_of_an_unfinished_run_is_refused(config: ClassifyConfig) -> None
 
 
 def test_cause_needs_a_retry(config: ClassifyConfig) -> None:
-    with pytest.raises(ValueError, match="goes with --retry-rejected only"):
+    with pytest.raises(ValueError, match="--cause: got truncated without --retry-rejected"):
         with_(config, cause=("truncated",))
 
 

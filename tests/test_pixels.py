@@ -189,7 +189,7 @@ def test_a_flipped_bit_in_a_picture_is_noticed(tmp_path: Path, cache_dir: str, j
 
 def test_a_split_that_is_not_there_is_named(tmp_path: Path, cache_dir: str, jpeg_bytes: Jpeg) -> None:
     make_dataset(str(tmp_path / "d"), [make_rows(jpeg_bytes, 2)])
-    with pytest.raises(UsageError, match=r"split 'test'.*got train"):
+    with pytest.raises(UsageError, match=r"split: got 'test', wanted train"):
         load_pixels(str(tmp_path / "d"), "test", INPUT_PX, cache_dir=cache_dir)
 
 
