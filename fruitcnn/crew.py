@@ -48,10 +48,14 @@ def num_processes() -> int:
     return min(PROCESSES_HERE, len(os.sched_getaffinity(0)))
 
 
+def is_ray_up() -> bool:
+    """Whether this process has a Ray session already, which is then used."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
 def may_work_here(runtime: str, num_actors: int | None) -> bool:
     """Whether this machine's CPUs may take parts: Ray is not up yet, no GPU is used, nobody asked for actors."""
-    is_ray_up = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    return not (is_ray_up or os.environ.get("RAY_ADDRESS") or num_actors or runtime in GPU_RUNTIMES)
+    return not (is_ray_up() or os.environ.get("RAY_ADDRESS") or num_actors or runtime in GPU_RUNTIMES)
 
 
 class Member:
