@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock
 
 from fruitcnn import checkpoints, storage, synthetic
+from fruitcnn.bundle import DESCRIPTION
 from fruitcnn.freeze_config import USUAL, FreezeConfig
 from fruitcnn.freezing import freeze
 from fruitcnn.images import DEFAULT_MAX_PIXELS
@@ -41,12 +43,15 @@ def no_progress(title: str, total: int | None, unit: str, already: int = 0) -> I
 
 @functools.cache
 def bundle(base: Path) -> Frozen:
-    folder = base / "frozen"
-    dataset = write_dataset(folder / "dataset")
-    run = write_run(folder / "run", dataset)
-    formats = (*USUAL, "int8")
-    freeze(FreezeConfig(run=run, model=str(folder / "model"), num_golden=16, formats=formats), no_progress)
-    return Frozen(run, dataset, folder / "model")
+    # The processes of pytest -n share it: each has a folder of its own below that of the session.
+    folder = (base.parent if base.name.startswith("popen-") else base) / "frozen"
+    frozen = Frozen(str(folder / "run"), str(folder / "dataset"), folder / "model")
+    with FileLock(f"{folder}.lock"):
+        if not (frozen.model / DESCRIPTION).exists():
+            write_run(folder / "run", write_dataset(folder / "dataset"))
+            asked = FreezeConfig(run=frozen.run, model=str(frozen.model), num_golden=16, formats=(*USUAL, "int8"))
+            freeze(asked, no_progress)
+    return frozen
 
 
 def write_dataset(folder: Path) -> str:
