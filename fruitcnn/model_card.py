@@ -121,9 +121,9 @@ def _unsure(description: Description) -> Iterator[str]:
     limits = description.limits
     yield "## When it does not know\n"
     yield (
-        "Beside the probabilities, the model answers `unlike`: how far a picture is from all training pictures, in "
-        "units of its nearest class (19 of 20 training pictures are below 1), and twice the model's doubt (1 - the "
-        "greatest probability). An answer is unsure where\n"
+        "Beside the probabilities, the model answers `unlike`: how far a picture is from the training pictures of a "
+        "class, in units of that class (19 of 20 of its pictures are below 1), and twice how improbable it is "
+        "(1 - its probability); of all classes, the one where both together are least. An answer is unsure where\n"
     )
     yield f"- `unlike` is above {limits.max_unlike:.4g}: no training picture is like it (`unlike-training`);"
     yield f"- the two greatest probabilities differ by less than {limits.min_margin:.4g} (`ambiguous`).\n"
