@@ -80,7 +80,7 @@ def test_limits_answer_the_share_that_was_asked_for(answer_share: float) -> None
     scores, margin = RANDOM.gamma(2, 1, 20_000), RANDOM.beta(5, 1, 20_000)
     limits = familiar.choose_limits(scores, margin, answer_share, temperature=1, num_train_rows=1)
     found = familiar.causes(scores.astype(np.float32), margin.astype(np.float32), limits)
-    assert np.mean(found == None) == pytest.approx(answer_share, abs=0.01)  # noqa: E711 - element by element
+    assert np.mean(found == None) == pytest.approx(answer_share, abs=0.015)  # noqa: E711 - element by element
 
 
 def test_one_picture_says_little_so_its_limits_are_wide() -> None:
