@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from bench.sides.ceiling import BATCH, decoded, listed, model
 
-_SECONDS = 1.5
+_SECONDS = 1.0
 
 
 def main(onnx_file: str, images: str) -> None:
