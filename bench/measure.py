@@ -46,11 +46,6 @@ class Case(NamedTuple):
     is_slow: bool = False
     """One round without a warm-up: each turn takes half a minute or more."""
 
-    @property
-    def sides(self) -> tuple[Side, ...]:
-        """All of them, ours first."""
-        return self.ours, *self.others
-
 
 class Round(NamedTuple):
     """One turn of each side, by its name; the load is the machine's one-minute average before it."""
@@ -109,8 +104,19 @@ def play(case: Case, num_rounds: int, scratch: Path, said: Callable[[str], None]
 
 def _round(case: Case, number: int, scratch: Path, said: Callable[[str], None]) -> Round:
     load = os.getloadavg()[0]
-    playing = [side for side in case.sides if number == 1 or not side.is_slow]
-    return Round({side.name: _turn(side, case.name, number, scratch, said) for side in playing}, load)
+    playing = [side for side in case.others if number == 1 or not side.is_slow]
+    rates = {case.ours.name: _turn(case.ours, case.name, number, scratch, said)}
+    return Round(rates | {side.name: _others_turn(side, case.name, number, scratch, said) for side in playing}, load)
+
+
+def _others_turn(side: Side, case: str, number: int, scratch: Path, said: Callable[[str], None]) -> Rates:
+    """A turn of one of the others, which may fail without ending it all: then once more, then nothing."""
+    for _ in range(2):
+        try:
+            return _turn(side, case, number, scratch, said)
+        except BenchError as error:
+            said(f"{case}: {side.name} failed, left out unless it works the second time: {str(error)[:500]}")
+    return {}
 
 
 def ratio(rounds: Sequence[Round], ours: str, other: str, name: str) -> Ratio | None:
