@@ -44,7 +44,7 @@ class Hosts:
 
     def start(self, number: int) -> None:
         """Start the Ray node of host `number`, which joins the head's cluster (or is the head)."""
-        temp = Path(f"/tmp/fcnn-host{number}")
+        temp = temp_folder(number)
         shutil.rmtree(temp, ignore_errors=True)
         role = [f"--address={address(1)}:{GCS_PORT}"]
         if number == 1:
@@ -125,6 +125,11 @@ def address(number: int) -> str:
 def name(number: int) -> str:
     """The namespace of a host."""
     return f"fcnn{number}"
+
+
+def temp_folder(number: int) -> Path:
+    """Ray's own files and logs on a host; a short path, as sockets lie below it."""
+    return Path(f"/tmp/fcnn-host{number}")
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ def test_a_node_joins_and_leaves_and_the_run_follows(tmp_path: Path) -> None:
     assert sizes[0] == 1
     assert set(sizes) == {1, 2}
     assert found["workers"] == 1, "it ended with the worker that was left"
-    order = Order(read_facts(str(tmp_path / "run"))["num_train_rows"], 0)
+    order = Order(read_facts(str(tmp_path / "run")).num_train_rows, 0)
     import numpy as np
 
     rows = np.array(sorted({row for *_, batch in taken for row in batch}))

@@ -21,7 +21,7 @@ import ray
 from fruitcnn import checkpoints, runs
 from fruitcnn.manifest import load_manifest
 from fruitcnn.recipe import TrainConfig
-from fruitcnn.sampling import Order, rank_slice
+from fruitcnn.sampling import Order
 from fruitcnn.shard_config import ShardConfig
 from fruitcnn.shards import write_dataset
 from jobs.cli import progress
@@ -97,18 +97,10 @@ class Disturber:
 
 def assert_as_planned(settings: TrainConfig, undisturbed: Path) -> None:
     """The ids consumed are those of the plan, step by step, and the weights those of the run never disturbed."""
-    manifest = load_manifest(settings.dataset)
-    facts = runs.Facts(**read_facts(settings.run))
+    facts = read_facts(settings.run)
+    assert facts.num_train_rows < load_manifest(settings.dataset).split("train").num_rows
     order = Order(facts.num_train_rows, settings.seed)
-    train_rows = np.array(sorted({row for *_, rows in recording_work.taken(settings.run) for row in rows}))
-    assert len(train_rows) == facts.num_train_rows < manifest.split("train").num_rows
-    steps = dict[tuple[int, int], set[int]]()
-    for rank, world_size, step, rows in recording_work.taken(settings.run):
-        planned = train_rows[order.batch(step, BATCH)[1][rank_slice(BATCH, rank, world_size)]]
-        assert rows == planned.tolist(), f"incorrect ids at step {step} of rank {rank} of {world_size}"
-        steps.setdefault((step, world_size), set()).add(rank)
-    whole = {step for (step, world_size), ranks in steps.items() if len(ranks) == world_size}
-    assert whole == set(range(facts.num_steps)), "missing steps"
+    recording_work.rows_by_step(settings.run, order, BATCH, facts.num_steps)
     from fruitcnn.models import build_model
 
     variables = build_model(settings.architecture, (32, 32), len(facts.classes)).variables
@@ -118,13 +110,13 @@ def assert_as_planned(settings: TrainConfig, undisturbed: Path) -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-4 if variable.trainable else 1e-3, err_msg=variable.path)
 
 
-def read_facts(run: str) -> dict[str, Any]:
+def read_facts(run: str) -> runs.Facts:
     from dataclasses import fields
 
     from fruitcnn import storage
 
     found = storage.read_json(storage.join(run, "config.json"))
-    return {field.name: found[field.name] for field in fields(runs.Facts)}
+    return runs.Facts(**{field.name: found[field.name] for field in fields(runs.Facts)})
 
 
 @pytest.fixture(scope="module")
