@@ -2,13 +2,14 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.measure import run_process
+from bench.measure import ROOT, BenchError, environment, run_process
 
 _KEPT = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 
@@ -44,6 +45,30 @@ def nodes(cpus: Sequence[int]) -> Iterator[None]:
                 del os.environ[name]
 
 
+@contextmanager
+def neighbour(*arguments: object) -> Iterator[None]:
+    """Keep the core that a second node of one CPU would have as busy as that node would: bench.sides.neighbour.
+
+    BenchError where there is no second core, or where it ended before its time.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise BenchError("wanted two cores: one for a node, one for its neighbour")
+    argv = [sys.executable, "-m", "bench.sides.neighbour", *map(str, arguments)]
+    process = subprocess.Popen(argv, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: os.sched_setaffinity(0, cores[1:2]))  # fmt: skip
+    try:
+        assert process.stdout
+        if process.stdout.readline() != "busy\n":
+            raise BenchError(f"{' '.join(argv)} ended before it was busy")
+        yield
+        if process.poll() is not None:
+            raise BenchError(f"{' '.join(argv)} ended with {process.returncode} while it was needed")
+    finally:
+        process.kill()
+        process.wait()
+
+
 def command(job: str, **arguments: Any) -> list[str]:
     """The command line of a job."""
     flags = [text for name, value in arguments.items() for text in (f"--{name.replace('_', '-')}", str(value))]
@@ -55,7 +80,7 @@ def classify(model: Path, images: Path, out: Path, part_images: int) -> Job:
     argv = command("classify", model=model, images=images, predictions=out, part_images=part_images)
     done = run_process(argv, _KEPT)
     timing = json.loads((out / "manifest.json").read_text())["timing"]
-    return Job(done.seconds, timing["classify_seconds"])
+    return _said(out, Job(done.seconds, timing["classify_seconds"]))
 
 
 def train(dataset: Path, out: Path, num_workers: int, images: int, batch: int) -> Job:
@@ -64,4 +89,11 @@ def train(dataset: Path, out: Path, num_workers: int, images: int, batch: int) -
     argv = command("train", dataset=dataset, run=out, num_workers=num_workers, checkpoint_seconds=600, **length)
     done = run_process(argv, _KEPT)
     result = json.loads((out / "result.json").read_text())
-    return Job(done.seconds, result["seconds"]["training"], result)
+    # The first step holds the compilation, which is a cost of the start.
+    work_seconds = result["seconds"]["training"] - result["start_seconds"]["first_step"]
+    return _said(out, Job(done.seconds, work_seconds, result))
+
+
+def _said(out: Path, job: Job) -> Job:
+    print(f"{out.name}: {job.seconds:.1f} s, of them work {job.work_seconds:.1f} s", flush=True)
+    return job

@@ -3,8 +3,9 @@
     python bench/scaling.py [classify] [train] [--work FOLDER]
 
 A "node" of the measurement is a Ray node on this machine, held to one core or two of its own; no more of them than
-cores. What two nodes take stands beside what the costs of one node predict. Beyond that it is extrapolation: the
-network between hosts and other users of the store are not in it.
+cores. What two nodes take stands beside what the costs of one node predict, measured with the core of the other one
+busy, as it would be. Beyond that it is extrapolation: the network between hosts and other users of the store are not in
+it.
 """
 
 import argparse
@@ -19,8 +20,16 @@ from typing import Any
 from bench.data import Data, open_data
 from bench.machine import machine
 from bench.measure import ROOT, run_process
-from bench.nodes import Job, classify, command, nodes, train
-from fruitcnn.scaling import ClassifyCosts, Cluster, Forecast, TrainCosts, forecast_train, simulate_classify
+from bench.nodes import Job, classify, command, neighbour, nodes, train
+from fruitcnn.scaling import (
+    ClassifyCosts,
+    Cluster,
+    Forecast,
+    TrainCosts,
+    forecast_train,
+    row_and_step,
+    simulate_classify,
+)
 
 RESULTS = ROOT / "bench" / "scaling.json"
 _SMALL, _LARGE = 20_000, 200_000
@@ -29,7 +38,7 @@ _TINY_PARTS = 600
 _NAMES = 1_000_000
 _NODES = (1, 2, 10, 30, 100, 300, 1_000)
 _IMAGES, _CORES = 100_000_000, 16
-_TRAINED, _BATCH, _LARGE_BATCH = 60_000, 64, 256
+_TRAINED, _BATCH, _LARGE_BATCH = 40_000, 64, 256
 
 
 def main() -> None:
@@ -58,7 +67,7 @@ def _classify(data: Data, scratch: Path) -> dict[str, Any]:
     def run(images: Path, name: str, part_images: int = _PART_IMAGES) -> Job:
         return classify(model, images, scratch / name, part_images)
 
-    with nodes([1]):
+    with nodes([1]), neighbour("classify", model, small, scratch / "neighbour"):
         run(tiny, "warm-up")
         few, many = run(small, "few"), run(large, "many")
         whole, cut = run(tiny, "whole", _TINY_PARTS), run(tiny, "cut", 1)
@@ -69,12 +78,13 @@ def _classify(data: Data, scratch: Path) -> dict[str, Any]:
     planning = command("classify", model=model, images=data.listing(_NAMES), predictions=scratch / "plan")
     planned = run_process([*planning, "--dry-run"])
     per_image = (many.work_seconds - few.work_seconds) / (_LARGE - _SMALL)
+    # A part of one picture: all that is not the picture. It holds the commit, which a larger part hides.
+    per_part = (cut.work_seconds - whole.work_seconds) / _TINY_PARTS
     costs = ClassifyCosts(
         start_seconds=max(0.0, few.work_seconds - _SMALL * per_image),
         listing_per_second=_NAMES / planned.seconds,
-        # A part of one picture: all that is not the picture. It holds the commit, which a larger part hides.
-        driver_seconds_per_part=(cut.work_seconds - whole.work_seconds) / _TINY_PARTS,
-        core_seconds_per_image=per_image,
+        driver_seconds_per_part=per_part,
+        core_seconds_per_image=per_image - per_part / _PART_IMAGES,
         commit_seconds=0,
     )
     predicted = simulate_classify(
@@ -86,7 +96,7 @@ def _classify(data: Data, scratch: Path) -> dict[str, Any]:
     print("\nclassify: costs " + _worded(costs.model_dump()))
     print(f"before the first part, Ray's start and listing: {many.start_seconds:.1f} s of a job")
     _compare("classify, one node of 2 CPUs", one, "two nodes of 1 CPU", two)
-    print(f"classify, {_LARGE:,} images: one node of 1 CPU {many.work_seconds:.1f} s")
+    print(f"classify, {_LARGE:,} images: one node of 1 CPU beside a busy core {many.work_seconds:.1f} s")
     _predicted(f"classify, two nodes of 1 CPU, {_LARGE:,} images", predicted.seconds, two.work_seconds)
     archives = _forecast(costs, "in archives", 0.01)
     objects = _forecast(costs, "as objects of one prefix", 1)
@@ -118,21 +128,22 @@ def _train(data: Data, scratch: Path) -> dict[str, Any]:
     def run(name: str, num_workers: int, batch: int = _LARGE_BATCH) -> Job:
         return train(dataset, scratch / name, num_workers, _TRAINED, batch)
 
-    with nodes([1]):
+    with nodes([1]), neighbour("train", data.training_pixels(), _LARGE_BATCH // 2):
         small, large = run("small", 1, _BATCH), run("large", 1)
     with nodes([1, 1]):
         small_two, two = run("small-two", 2, _BATCH), run("two", 2)
     with nodes([2]):
         one, one_of_two = run("one", 1), run("one-of-two", 2)
-    step_seconds = {batch: job.work_seconds / job.result["num_steps"] for batch, job in
-                    ((_BATCH, small), (_LARGE_BATCH, large))}  # fmt: skip
-    per_image = (step_seconds[_LARGE_BATCH] - step_seconds[_BATCH]) / (_LARGE_BATCH - _BATCH)
+    timed = {_BATCH: small, _LARGE_BATCH: large}
+    per_image, step_seconds = row_and_step(
+        {size: job.work_seconds / job.result["num_steps"] for size, job in timed.items()}
+    )
     all_reduce = small_two.result["seconds"]["all_reduce"] / small_two.result["num_steps"]
     gradient_bytes = _gradient_bytes(data)
     costs = TrainCosts(
         start_seconds=0,
         core_seconds_per_image=per_image,
-        step_seconds=max(0.0, step_seconds[_BATCH] - _BATCH * per_image),
+        step_seconds=step_seconds,
         gradient_bytes=gradient_bytes,
         group_seconds=all_reduce,
         link_seconds=0,
@@ -154,6 +165,9 @@ def _train(data: Data, scratch: Path) -> dict[str, Any]:
 
 
 def _gradient_bytes(data: Data) -> int:
+    from fruitcnn.runtimes import import_tensorflow
+
+    import_tensorflow()  # without its greeting
     from fruitcnn.models import build_model
 
     about = json.loads((data.model() / "model.json").read_text())

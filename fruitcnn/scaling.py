@@ -7,14 +7,15 @@ measured one; nothing is known here about the network between nodes beyond the r
 """
 
 import heapq
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 RAY_START_SECONDS = 7.0
-"""From the command to the first part in an actor. This and the next: measured by bench/scaling.py, on one machine."""
+"""From the command to the first part in an actor. This and the next: bench/scaling.py, one machine, all cores busy."""
 
-DRIVER_SECONDS_PER_PART = 0.007
+DRIVER_SECONDS_PER_PART = 0.013
 
 
 class ClassifyCosts(BaseModel):
@@ -136,6 +137,18 @@ class TrainCosts(BaseModel):
         ge=0,
         description="What a step of several workers takes beside the network: TensorFlow's work, the wait for a peer.",
     )
+
+
+def row_and_step(step_seconds: Mapping[int, float]) -> tuple[float, float]:
+    """Steps timed at one or two sizes, rows -> seconds: (seconds of a row, seconds of a step beside its rows).
+
+    Right at the larger size. Neither is negative: where a row costs more in the larger step, all of it is its rows'.
+    """
+    small, large = min(step_seconds), max(step_seconds)
+    per_row = step_seconds[large] / large
+    if step_seconds[small] < step_seconds[large]:
+        per_row = min(per_row, (step_seconds[large] - step_seconds[small]) / (large - small))
+    return per_row, step_seconds[large] - large * per_row
 
 
 def forecast_train(costs: TrainCosts, cluster: Cluster, images_seen: int, global_batch_size: int) -> Forecast:

@@ -43,15 +43,12 @@ class Tried(NamedTuple):
 
     def costs(self, facts: Facts, config: TrainConfig, num_rows: int, cores: int) -> scaling.TrainCosts:
         """What the arithmetic of N nodes is fed with; each node decodes all `num_rows` of the data set."""
-        small, large = min(self.step_seconds), max(self.step_seconds)
-        per_row = self.step_seconds[large] / large
-        if small < large:
-            per_row = max(0.0, self.step_seconds[large] - self.step_seconds[small]) / (large - small) or per_row
+        per_row, step_seconds = scaling.row_and_step(self.step_seconds)
         scored = config.num_evaluations * facts.num_validation_rows
         return scaling.TrainCosts(
             start_seconds=START_SECONDS + num_rows * self.decoding_seconds,
             core_seconds_per_image=per_row * cores,
-            step_seconds=max(0.0, self.step_seconds[large] - large * per_row),
+            step_seconds=step_seconds,
             scoring_core_seconds=scored * self.scoring_seconds * cores,
             gradient_bytes=self.gradient_bytes,
         )

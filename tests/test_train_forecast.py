@@ -32,6 +32,16 @@ def test_one_node_takes_what_was_tried():
     assert found.seconds == pytest.approx(costs.start_seconds + 1_000 * 0.036 + 10 * 500 * 0.0001)
 
 
+@pytest.mark.parametrize(
+    "seconds", [{32: 0.012, 128: 0.036}, {32: 0.006, 128: 0.036}, {32: 0.05, 128: 0.03}, {128: 0.03}]
+)
+def test_a_step_of_the_larger_size_costs_what_was_timed(seconds: dict[int, float]):
+    per_row, per_step = scaling.row_and_step(seconds)
+    assert per_row > 0
+    assert per_step >= 0
+    assert 128 * per_row + per_step == pytest.approx(seconds[128])
+
+
 def test_noise_that_makes_the_larger_step_faster_gives_no_negative_cost():
     costs = tried({32: 0.05, 128: 0.03}).costs(FACTS, config(), num_rows=0, cores=2)
     assert costs.core_seconds_per_image > 0
