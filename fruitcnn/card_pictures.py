@@ -59,6 +59,8 @@ def curves(file: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), color=colour, marker=mark, markersize=4, label=kind)
         axes.set_xlabel("pictures seen")
+        axes.locator_params(axis="x", nbins=4)  # more numbers of six digits would run into each other
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_title(value, loc="left")
         if axes.lines:
             axes.legend(frameon=False)
