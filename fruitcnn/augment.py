@@ -20,13 +20,23 @@ def augment(images: tf.Tensor, keys: tf.Tensor, recipe: Augmentation) -> tf.Tens
 
     The surroundings of a moved picture are white, as Fruits-360's background is.
     """
-    pixels = tf.cast(images, tf.float32)
     draws = _only_some(row_uniform(keys, 13, _STREAM), recipe.changed_share)
     if recipe.moves:
-        pixels = _move(pixels, draws, recipe)
-    elif recipe.flip:
-        pixels = tf.where(draws[:, 0, None, None, None] < 0.5, tf.reverse(pixels, [2]), pixels)
+        pixels = _move(tf.cast(images, tf.float32), draws, recipe)
+    else:
+        pixels = tf.cast(_flip(images, keys) if recipe.flip else images, tf.float32)
     return _recolour(pixels, draws, recipe) if recipe.recolours else pixels
+
+
+def _flip(images: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """Mirror every second picture, by the first of its draws; whole pictures are copied, which costs little."""
+    width, colours = images.shape[2:]
+    # As one tall picture: TensorFlow mirrors that in whole pixels, and a batch of them in single bytes.
+    mirrored = tf.reverse(tf.reshape(images, [-1, width, colours]), [1])
+    both = tf.concat([images, tf.reshape(mirrored, tf.shape(images))], 0)
+    is_mirrored = tf.cast(row_uniform(keys, 1, _STREAM)[:, 0] < 0.5, tf.int32)
+    num_rows = tf.shape(images)[0]
+    return tf.gather(both, tf.range(num_rows) + num_rows * is_mirrored)
 
 
 def _only_some(draws: tf.Tensor, share: float) -> tf.Tensor:

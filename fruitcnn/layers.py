@@ -7,7 +7,7 @@ needs this module to load it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 _ROW_KEYS: ContextVar[Any] = ContextVar("row_keys", default=None)
+_STATISTICS: ContextVar[Any] = ContextVar("statistics", default=None)
 
 
 @contextmanager
@@ -26,6 +27,19 @@ def drawing_from(keys: tf.Tensor) -> Iterator[None]:
         yield
     finally:
         _ROW_KEYS.reset(token)
+
+
+@contextmanager
+def one_batch() -> Iterator[None]:
+    """Make all calls of a layer inside parts of one batch: its moving averages follow the mean over all of them."""
+    found: dict[int, tuple[keras.Variable, float, list[tf.Tensor]]] = {}
+    token = _STATISTICS.set(found)
+    try:
+        yield
+    finally:
+        _STATISTICS.reset(token)
+    for moving, momentum, values in found.values():
+        moving.assign(moving * momentum + (1 - momentum) * tf.add_n(values) / len(values))
 
 
 def row_uniform(keys: tf.Tensor, num_draws: int, stream: int) -> tf.Tensor:
@@ -120,7 +134,8 @@ class GhostNormalization(keras.layers.Layer):
         return tf.concat([normalised for normalised, _, _ in ghosts], 0)
 
     def _follow(self, moving: keras.Variable, values: list[tf.Tensor]) -> None:
-        moving.assign(moving * self.momentum + (1 - self.momentum) * tf.add_n(values) / len(values))
+        with nullcontext() if _STATISTICS.get() is not None else one_batch():
+            _STATISTICS.get().setdefault(id(moving), (moving, self.momentum, []))[2].extend(values)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

@@ -172,10 +172,10 @@ class Loop:
         window, self.window = self.window, _Window()
         sums = [float(np.sum(window.losses)), float(np.sum(window.rights)), window.num_rows]
         loss, right, num_rows = self.replica.sum_over_workers(sums)
-        if not np.isfinite(loss):
+        if not (np.isfinite(loss) and self.replica.is_finite()):
             raise runs.TrainError(
-                f"--learning-rate: got {self.config.learning_rate}, with which the loss became {loss} by step "
-                f"{self.done}; wanted a finite loss: try a tenth of the learning rate"
+                f"--learning-rate: got {self.config.learning_rate}, with which the loss became {loss} and the weights "
+                f"grew without bound by step {self.done}; wanted finite ones: try a tenth of the learning rate"
             )
         all_reduce = float(np.sum(window.all_reduces))
         compute = window.step_seconds + time.monotonic() - asked - all_reduce

@@ -267,6 +267,12 @@ class TrainConfig(Augmentation):
         sizes = range(self.min_workers or self.num_workers, self.num_workers + 1)
         return [size for size in sizes if pieces % size == 0]
 
+    def num_parts(self, num_rows: int, at_most: int) -> int:
+        """Return into how many equal parts rows divide, each of whole ghosts where there are any, and none smaller."""
+        numbers = range(2, at_most + 1)
+        fit = [n for n in numbers if num_rows % (n * self.rows_of_a_piece) == 0 and num_rows // n >= self.ghost_rows]
+        return max(fit, default=1)
+
     @property
     def augmentation(self) -> Augmentation:
         """The part of the config that augment.py needs."""

@@ -17,9 +17,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fruitcnn.adamw import FusedAdamW
 from fruitcnn.augment import augment
 from fruitcnn.checkpoints import State
-from fruitcnn.layers import drawing_from, local_average
+from fruitcnn.group import Group
+from fruitcnn.layers import drawing_from, local_average, one_batch
 from fruitcnn.models import build_model
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.schedule import frozen_steps, warmup_steps
@@ -46,15 +48,15 @@ class Replica:
         config: TrainConfig,
         num_classes: int,
         num_steps: int,
-        strategy: tf.distribute.Strategy,
+        group: Group,
         class_weights: Sequence[float] | None = None,
     ) -> None:
-        """Build model and optimizer inside `strategy`; `num_steps` shapes the learning-rate schedule."""
-        self.config, self.num_classes, self.strategy = config, num_classes, strategy
+        """Build model and optimizer as a part of `group`; `num_steps` shapes the learning-rate schedule."""
+        self.config, self.num_classes, self.group = config, num_classes, group
         self._class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
         if config.use_gpu:
             keras.mixed_precision.set_global_policy("mixed_float16")
-        with strategy.scope():
+        with group.strategy.scope():
             size = (config.input_px, config.input_px)
             ghosts = config.ghost_rows
             self.model = build_model(config.architecture, size, num_classes, seed=config.seed, ghost_rows=ghosts)
@@ -101,15 +103,20 @@ class Replica:
 
     def sum_over_workers(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return the element-wise sum of a small vector over all workers; all must call it together."""
-        return np.asarray(self._sum(tf.constant(np.asarray(values, np.float64))))
+        # A copy: what comes back may lie in memory that the next sum is written to.
+        return np.array(self._sum(tf.constant(np.asarray(values, np.float64))))
+
+    def is_finite(self) -> bool:
+        """Whether no weight is infinite or no number; the loss need not show it: a ReLU on a CPU makes zeros of NaN."""
+        return all(np.isfinite(np.asarray(variable.value)).all() for variable in self.model.trainable_variables)
 
     def average_statistics(self) -> None:
         """Set the moving averages to their mean over the workers; all must call it together."""
-        if not self._local or self.strategy.num_replicas_in_sync == 1:
+        if not self._local or self.group.size == 1:
             return
         values = self._own_values()
         local = [values[id(variable)] for variable in self._local]
-        flat = self.sum_over_workers(np.concatenate(local)) / self.strategy.num_replicas_in_sync
+        flat = self.sum_over_workers(np.concatenate(local)) / self.group.size
         pieces = np.split(flat.astype(np.float32), np.cumsum([len(value) for value in local])[:-1])
         for variable, piece in zip(self._local, pieces, strict=True):
             variable.assign(piece)
@@ -163,11 +170,26 @@ class Replica:
         return {id(v): np.asarray(value) for v, value in zip(variables, self._values(), strict=True)}
 
     def _distributed(self, function: Any) -> Any:
-        return lambda *arguments: self.strategy.run(function, args=arguments)
+        return lambda *arguments: self.group.strategy.run(function, args=arguments)
 
     def _train_rows(
         self, variables: list[Any], images: tf.Tensor, labels: tf.Tensor, keys: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        num_parts = self.config.num_parts(images.shape[0], self.group.num_parts)
+        split = zip(*(tf.split(each, num_parts) for each in (images, labels, keys)), strict=True)
+        with one_batch():
+            losses, rights, of_parts = zip(*(self._learn_from(variables, *part) for part in split), strict=True)
+        own = [tf.add_n(each) for each in zip(*of_parts, strict=True)]
+        gradients, seconds = self._sum_gradients(own)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        if self._averaged:
+            self._follow_weights()
+        return tf.add_n(losses), tf.add_n(rights), seconds
+
+    def _learn_from(
+        self, variables: list[Any], images: tf.Tensor, labels: tf.Tensor, keys: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Return loss sum and number of right answers of some rows, and their part of the gradients."""
         with tf.GradientTape() as tape:
             with drawing_from(keys):
                 probabilities = self.model(augment(images, keys, self.config.augmentation), training=True)
@@ -176,21 +198,17 @@ class Replica:
                 losses *= tf.gather(self._class_weights, labels)
             loss = tf.reduce_sum(losses)
             scaled = self.optimizer.scale_loss(loss / self.config.global_batch_size)
-        gradients, seconds = self._sum_gradients(tape.gradient(scaled, variables))
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        if self._averaged:
-            self._follow_weights()
-        return loss, _num_right(labels, probabilities, tf.ones_like(loss)), seconds
+        return loss, _num_right(labels, probabilities, tf.ones_like(loss)), tape.gradient(scaled, variables)
 
     def _sum_gradients(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """Return the gradients summed over the workers, and the seconds that took, float64."""
-        if self.strategy.num_replicas_in_sync == 1:
+        if self.group.size == 1:
             return gradients, tf.zeros([], tf.float64)
         with tf.control_dependencies(gradients):
             began = tf.timestamp()
         with tf.control_dependencies([began]):
             own = [tf.identity(gradient) for gradient in gradients]
-        summed = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
+        summed = self.group.add(own)
         with tf.control_dependencies(summed):
             return summed, tf.timestamp() - began
 
@@ -202,7 +220,8 @@ class Replica:
             average.assign(average + (1 - decay) * (tf.convert_to_tensor(variable) - average))
 
     def _score_rows(self, images: tf.Tensor, labels: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
-        probabilities = self.model(images, training=False)
+        of_parts = tf.split(images, self.config.num_parts(images.shape[0], self.group.num_parts))
+        probabilities = tf.concat([self.model(part, training=False) for part in of_parts], 0)
         loss = tf.reduce_sum(self._losses(labels, probabilities, 0.0) * real)
         return tf.stack([loss, _num_right(labels, probabilities, real), tf.reduce_sum(real)])
 
@@ -219,11 +238,7 @@ class Replica:
         return keras.losses.categorical_crossentropy(targets, probabilities)
 
     def _sum_over_workers(self, values: tf.Tensor) -> tf.Tensor:
-        if self.strategy.num_replicas_in_sync == 1:
-            return values
-        # An argument of a graph lies on no device yet, and an all-reduce asks for one.
-        placed = tf.identity(values)
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, placed)
+        return self.group.add([values])[0]
 
     def _local_values(self) -> list[tf.Tensor]:
         # Inside a replica an "on_read" variable gives this worker's own value; outside it would start an all-reduce.
@@ -267,7 +282,7 @@ def make_optimizer(config: TrainConfig, rate: Any) -> Any:
     """Return the Keras optimizer of a run; it takes gradients that are summed over the workers already."""
     clipped = {"global_clipnorm": config.clip_norm or None}
     makers = {
-        "adamw": lambda: keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, epsilon=1e-5, **clipped),
+        "adamw": lambda: FusedAdamW(rate, weight_decay=config.weight_decay, epsilon=1e-5, **clipped),
         "sgd": lambda: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **clipped),
         "rmsprop": lambda: keras.optimizers.RMSprop(rate, **clipped),
     }

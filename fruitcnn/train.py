@@ -1,8 +1,8 @@
 """A data set -> a trained run, on N Ray Train workers: the trainer on the driver and what each worker starts with.
 
-Workers are one process each; with more than one, tf.distribute.MultiWorkerMirroredStrategy sums the gradients. A worker
-or node that is lost costs the steps since the last checkpoint: the group is started again, `max_failures` times. An
-error of ours or of the user (wrong argument, full disk, NaN loss) is not tried again.
+Workers are one process each, and sum their gradients: group.py. A worker or node that is lost costs the steps since the
+last checkpoint: the group is started again, `max_failures` times. An error of ours or of the user (wrong argument, full
+disk, NaN loss) is not tried again.
 """
 
 from __future__ import annotations

@@ -89,16 +89,16 @@ def _try(config: TrainConfig, facts: Facts, manifest: Manifest) -> Tried:
     from fruitcnn.runtimes import import_tensorflow
 
     import_tensorflow()
+    from fruitcnn.group import open_group
     from fruitcnn.replica import Replica, evaluation_rows
-    from fruitcnn.worker import make_strategy
 
     pixels, decoding_seconds = _decode(config, manifest)
-    strategy = make_strategy(1, len(os.sched_getaffinity(0)))
+    group = open_group(config, 1, len(os.sched_getaffinity(0)))
     piece, batch = config.rows_of_a_piece, config.global_batch_size
     step_seconds = {}
     # A compiled step is for one number of rows, as in a worker: hence a replica for each.
     for rows in {batch, max(1, batch // piece // 4) * piece}:
-        replica = Replica(config, len(facts.classes), max(1, facts.num_steps), strategy)
+        replica = Replica(config, len(facts.classes), max(1, facts.num_steps), group)
         step_seconds[rows] = _median_seconds(_step(replica, pixels, rows), SECONDS / 3)
     at_once = evaluation_rows(config)
     batches = [(_repeat(pixels, at_once), np.zeros(at_once, np.int64))]

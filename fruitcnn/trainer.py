@@ -23,6 +23,8 @@ from ray.util.placement_group import PlacementGroup
 
 # TensorFlow's errors in a collective whose other side is gone.
 _ERRORS_OF_PEERS = ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError", "InternalError")
+# shared_sum's, on its way through TensorFlow.
+_PEER_LOST = "PeerLostError"
 
 
 class Trainer(DataParallelTrainer):
@@ -143,9 +145,11 @@ def is_loss_of_workers(error: BaseException) -> bool:
         return True
     failures = [_innermost(failure) for failure in getattr(error, "worker_failures", {}).values()]
     lost = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, WorkerHealthCheckTimeoutError)
-    return bool(failures) and all(
-        isinstance(failure, lost) or type(failure).__name__ in _ERRORS_OF_PEERS for failure in failures
-    )
+    return bool(failures) and all(isinstance(failure, lost) or _is_of_a_peer(failure) for failure in failures)
+
+
+def _is_of_a_peer(failure: BaseException) -> bool:
+    return type(failure).__name__ in (*_ERRORS_OF_PEERS, _PEER_LOST) or _PEER_LOST in str(failure)
 
 
 def _innermost(failure: Any) -> Any:

@@ -46,10 +46,11 @@ def work(job: dict[str, Any]) -> None:
         num_here = context.get_local_world_size()
         splits = {name: pool.submit(open_split, config, manifest, name, num_here) for name in manifest.splits}
         from fruitcnn.feed import Feed
+        from fruitcnn.group import open_group
         from fruitcnn.loop import Loop, Rows
         from fruitcnn.replica import Replica
 
-        strategy = make_strategy(world_size, job["cpus"])
+        group = open_group(config, world_size, job["cpus"])
         clock.lap("imports")
         say("starting: pictures are decoded")
         split = splits["train"].result()
@@ -61,7 +62,7 @@ def work(job: dict[str, Any]) -> None:
     num_classes = len(facts.classes)
     num_by_class = np.bincount(split.labels[learned], minlength=num_classes).tolist()
     weights = balanced_weights(num_by_class) if config.class_weights == "balanced" else None
-    replica = Replica(config, num_classes, facts.num_steps, strategy, weights)
+    replica = Replica(config, num_classes, facts.num_steps, group, weights)
     if config.weights and not config.initial_model:
         from fruitcnn import transfer
 
@@ -116,15 +117,3 @@ class _Clock:
         """`part` ends now."""
         now = now or time.time()
         self.seconds[part], self.last = round(now - self.last, 2), now
-
-
-def make_strategy(world_size: int, num_threads: int) -> Any:
-    """Return the tf.distribute strategy of a group of `world_size` workers, `num_threads` CPU threads each."""
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-    # A second one works on what a convolution leaves idle; more only switch between each other.
-    tf.config.threading.set_inter_op_parallelism_threads(min(2, num_threads))
-    if world_size == 1:
-        return tf.distribute.get_strategy()
-    return tf.distribute.MultiWorkerMirroredStrategy()

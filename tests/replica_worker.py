@@ -1,6 +1,6 @@
 """One worker of test_replica.py, a process of its own: a few steps on pictures made of a seed.
 
-Usage: python -m tests.replica_worker OUT KIND ARCHITECTURE OPTIMIZER RANK WORLD_SIZE [PORT ...]
+Usage: python -m tests.replica_worker OUT KIND ARCHITECTURE OPTIMIZER RANK WORLD_SIZE [HOST:PORT ...]
 KIND exact: ten steps, gently; everything: twenty steps, two epochs and a bit, with all that a recipe may ask for.
 """
 
@@ -28,15 +28,17 @@ LEARNING_RATES = {("exact", "sgd"): 3e-4, ("everything", "sgd"): 5e-3, ("exact",
 CLASS_WEIGHTS = {"exact": [1.0] * NUM_CLASSES, "everything": [1.0, 2.0, 1.0, 0.5, 1.0, 1.0]}
 
 
-def main(out: str, kind: str, architecture: str, optimizer: str, rank: int, world_size: int, ports: list[str]) -> None:
+def main(
+    out: str, kind: str, architecture: str, optimizer: str, rank: int, world_size: int, addresses: list[str]
+) -> None:
     if world_size > 1:
-        cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+        cluster = {"worker": addresses}
         os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
     from fruitcnn.feed import Feed, InMemory
+    from fruitcnn.group import open_group
     from fruitcnn.recipe import TrainConfig
     from fruitcnn.replica import Replica
     from fruitcnn.sampling import Order, evaluation_batches
-    from fruitcnn.worker import make_strategy
 
     config = TrainConfig(
         dataset="-",
@@ -51,7 +53,9 @@ def main(out: str, kind: str, architecture: str, optimizer: str, rank: int, worl
         **SETTINGS[kind],
     )
     num_steps = NUM_STEPS[kind]
-    replica = Replica(config, NUM_CLASSES, num_steps, make_strategy(world_size, 1), CLASS_WEIGHTS[kind])
+    replica = Replica(
+        config, NUM_CLASSES, num_steps, open_group(config, world_size, max(1, 2 // world_size)), CLASS_WEIGHTS[kind]
+    )
     random = np.random.default_rng(0)
     labels = random.integers(0, NUM_CLASSES, NUM_ROWS)
     base = random.integers(0, 256, (NUM_CLASSES, 32, 32, 3))

@@ -17,12 +17,12 @@ import sys
 import numpy as np
 
 from fruitcnn.feed import Feed, InMemory
+from fruitcnn.group import open_group
 from fruitcnn.loop import Loop, Rows
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.replica import Replica
 from fruitcnn.runs import Facts
 from fruitcnn.sampling import Order
-from fruitcnn.worker import make_strategy
 
 NUM_ROWS, NUM_CLASSES, NUM_EPOCHS = 960, 120, 10
 config = TrainConfig(dataset="-", run=sys.argv[1], preset=sys.argv[2], epochs=10, num_evaluations=NUM_EPOCHS)
@@ -32,7 +32,7 @@ pictures = InMemory(random.integers(0, 256, (NUM_ROWS, size, size, 3), dtype=np.
 labels = random.integers(0, NUM_CLASSES, NUM_ROWS)
 num_steps = NUM_EPOCHS * NUM_ROWS // batch
 facts = Facts([str(number) for number in range(NUM_CLASSES)], "", 1, NUM_ROWS, NUM_ROWS, num_steps)
-replica = Replica(config, NUM_CLASSES, num_steps, make_strategy(1, 2))
+replica = Replica(config, NUM_CLASSES, num_steps, open_group(config, 1, 2))
 feed = Feed(Order(NUM_ROWS, 0), rows, pictures, labels, batch, 0, 1)
 Loop(config, facts, feed, replica, Rows(rows, pictures, labels), lambda *_: None).run()
 """

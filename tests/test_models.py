@@ -102,6 +102,14 @@ def test_augmentation_depends_on_the_row_and_not_on_its_neighbours(recipe: Augme
     assert whole.max() <= 255
 
 
+def test_every_second_picture_is_mirrored_and_nothing_else() -> None:
+    pictures = RNG.integers(0, 256, (400, 8, 6, 3), dtype=np.uint8)
+    changed = augment(pictures, tf.constant(np.arange(400, dtype=np.int32)), Augmentation()).numpy()
+    is_same, is_mirrored = ((changed == wanted).all((1, 2, 3)) for wanted in (pictures, pictures[:, :, ::-1]))
+    assert (is_same ^ is_mirrored).all()
+    assert 160 < is_mirrored.sum() < 240
+
+
 def test_no_augmentation_changes_nothing() -> None:
     np.testing.assert_array_equal(augment(PICTURES, KEYS, Augmentation(flip=False)), PICTURES.astype(np.float32))
 

@@ -1,5 +1,6 @@
 """replica.py: a group of workers ends where one process on the union batch does; so do its losses and its ids."""
 
+import itertools
 import os
 import socket
 import subprocess
@@ -17,23 +18,29 @@ EXACT = 1e-5
 TOLERANCE = 0.01
 
 
-def free_ports(number: int) -> list[str]:
+def free_addresses(number: int, hosts: tuple[str, ...] = ("127.0.0.1",)) -> list[str]:
+    """Addresses on this machine; by another name of it a worker is on another node."""
     sockets = [socket.socket() for _ in range(number)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
-    ports = [str(each.getsockname()[1]) for each in sockets]
+    addresses = [f"{host}:{each.getsockname()[1]}" for host, each in zip(itertools.cycle(hosts), sockets, strict=False)]
     for each in sockets:
         each.close()
-    return ports
+    return addresses
 
 
-def train(folder: Path, kind: str, architecture: str, optimizer: str, world_size: int) -> list[dict[str, np.ndarray]]:
+def train(
+    folder: Path, kind: str, architecture: str, optimizer: str, world_size: int, hosts: tuple[str, ...] = ("127.0.0.1",)
+) -> list[dict[str, np.ndarray]]:
     """The steps of replica_worker's `kind` in `world_size` processes -> what each rank holds at the end."""
-    ports, outs = free_ports(world_size), [folder / f"{world_size}-{rank}.npz" for rank in range(world_size)]
+    addresses, outs = (
+        free_addresses(world_size, hosts),
+        [folder / f"{world_size}-{rank}.npz" for rank in range(world_size)],
+    )
     command = [sys.executable, "-m", "tests.replica_worker"]
     processes = [
         subprocess.Popen(
-            [*command, str(outs[rank]), kind, architecture, optimizer, str(rank), str(world_size), *ports],
+            [*command, str(outs[rank]), kind, architecture, optimizer, str(rank), str(world_size), *addresses],
             env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         )
         for rank in range(world_size)
@@ -47,13 +54,17 @@ def train(folder: Path, kind: str, architecture: str, optimizer: str, world_size
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("architecture", "optimizer"), [("custom_cnn", "rmsprop"), ("small_cnn", "sgd")])
+@pytest.mark.parametrize(
+    ("architecture", "optimizer", "hosts"),
+    [("custom_cnn", "rmsprop", ("127.0.0.1",)), ("small_cnn", "sgd", ("127.0.0.1", "localhost"))],
+    ids=["one-node", "two-nodes"],
+)
 def test_two_workers_end_within_1e_5_of_one_process_after_ten_steps(
-    tmp_path: Path, architecture: str, optimizer: str
+    tmp_path: Path, architecture: str, optimizer: str, hosts: tuple[str, ...]
 ) -> None:
     """Weights, moving averages and losses; without augmentation."""
     (alone,) = train(tmp_path, "exact", architecture, optimizer, 1)
-    first, second = train(tmp_path, "exact", architecture, optimizer, 2)
+    first, second = train(tmp_path, "exact", architecture, optimizer, 2, hosts)
     for name in [name for name in alone if name != "rows"]:
         np.testing.assert_array_equal(first[name], second[name], err_msg=f"ranks differ in {name}")
         np.testing.assert_allclose(first[name], alone[name], atol=EXACT, err_msg=f"two and one differ in {name}")

@@ -16,6 +16,7 @@ keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
 from fruitcnn import transfer  # noqa: E402 - after the check that TensorFlow is there
+from fruitcnn.group import alone  # noqa: E402
 from fruitcnn.models import build_model  # noqa: E402
 from fruitcnn.replica import Replica  # noqa: E402
 
@@ -75,7 +76,7 @@ def test_the_last_layer_learns_first_then_all_and_statistics_never(tmp_path: Pat
         dataset="d", run="r", architecture="mobilenet_v2", weights=file, input_px=PX, global_batch_size=8, ghost_rows=4,
         frozen_share=0.5, warmup_share=0.0,
     )  # fmt: skip
-    replica = Replica(config, 3, 2, tf.distribute.get_strategy())
+    replica = Replica(config, 3, 2, alone())
     transfer.start_from(file, replica.model, config.architecture)
 
     def changed(number: int) -> set[str]:

@@ -21,7 +21,6 @@ def main(folder: str) -> None:
 
     from fruitcnn.models import build_model
     from fruitcnn.recipe import TrainConfig
-    from fruitcnn.replica import make_optimizer
 
     tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)))
     images, labels = load(folder)
@@ -29,7 +28,7 @@ def main(folder: str) -> None:
     model = build_model("small_cnn", images.shape[1:3], int(labels.max()) + 1)
     assert any(type(layer) is keras.layers.BatchNormalization for layer in model.layers)
     config = TrainConfig(dataset="-", run="-", schedule="constant")
-    optimizer = make_optimizer(config, config.learning_rate)
+    optimizer = keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay, epsilon=1e-5)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(), metrics=["accuracy"])
     probe = BATCH * PROBE_STEPS
     _timed_fit(model, images[:probe], labels[:probe], 1)

@@ -49,14 +49,14 @@ def _train(pixels: str, rows: str) -> Callable[[int], object]:
 
     import_tensorflow()  # without its greeting
     from bench.sides.training import load
+    from fruitcnn.group import open_group
     from fruitcnn.recipe import TrainConfig
     from fruitcnn.replica import Replica
-    from fruitcnn.worker import make_strategy
 
     images, labels = load(pixels)
     num_rows, keys = int(rows), np.arange(int(rows), dtype=np.int32)
     config = TrainConfig(dataset="-", run="-", global_batch_size=num_rows)
-    replica = Replica(config, int(labels.max()) + 1, 1, make_strategy(1, 1))
+    replica = Replica(config, int(labels.max()) + 1, 1, open_group(config, 1, 1))
 
     def step(number: int) -> object:
         start = number * num_rows % (len(labels) - num_rows)

@@ -21,12 +21,12 @@ _NUM_VALIDATION = 640
 def main(asked: argparse.Namespace) -> None:
     """Run the loop to its end and tell what it took."""
     from fruitcnn.feed import Feed, InMemory
+    from fruitcnn.group import open_group
     from fruitcnn.loop import Loop, Rows
     from fruitcnn.recipe import TrainConfig
     from fruitcnn.replica import Replica
     from fruitcnn.runs import Facts
     from fruitcnn.sampling import Order
-    from fruitcnn.worker import make_strategy
 
     images, labels = load(asked.pixels)
     num_classes, num_steps = int(labels.max()) + 1, NUM_IMAGES // BATCH
@@ -41,7 +41,7 @@ def main(asked: argparse.Namespace) -> None:
     )
     rows = np.arange(len(labels))
     learned, validated = rows[_NUM_VALIDATION:], rows[:_NUM_VALIDATION]
-    replica = Replica(config, num_classes, num_steps, make_strategy(1, len(os.sched_getaffinity(0))))
+    replica = Replica(config, num_classes, num_steps, open_group(config, 1, len(os.sched_getaffinity(0))))
     feed = Feed(Order(len(learned), 0), learned, InMemory(images), labels, BATCH, 0, 1)
     facts = Facts([str(label) for label in range(num_classes)], "", 1, len(learned), len(validated), num_steps)
     validation = Rows(validated, InMemory(images), labels[validated])

@@ -41,10 +41,10 @@ def main(asked: argparse.Namespace) -> None:
 def _measure(asked: argparse.Namespace) -> dict[str, float]:
     """Time the steps after some that warm up and tell how long to measure."""
     from fruitcnn.feed import Feed, InMemory
+    from fruitcnn.group import open_group
     from fruitcnn.recipe import TrainConfig
     from fruitcnn.replica import Replica
     from fruitcnn.sampling import Order
-    from fruitcnn.worker import make_strategy
 
     images, labels = load(asked.pixels)
     config = TrainConfig(
@@ -57,8 +57,8 @@ def _measure(asked: argparse.Namespace) -> dict[str, float]:
         schedule="constant",
         global_batch_size=asked.batch,
     )
-    strategy = make_strategy(asked.workers, len(os.sched_getaffinity(0)) // asked.workers)
-    replica = Replica(config, int(labels.max()) + 1, 1, strategy)
+    group = open_group(config, asked.workers, len(os.sched_getaffinity(0)) // asked.workers)
+    replica = Replica(config, int(labels.max()) + 1, 1, group)
     order, rows = Order(len(labels), 0), np.arange(len(labels))
     feed = Feed(order, rows, InMemory(images), labels, asked.batch, _rank(), asked.workers)
     probe_steps = PROBE_STEPS * BATCH // asked.batch
