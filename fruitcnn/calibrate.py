@@ -4,16 +4,21 @@ Everything runs as in an actor, in this process. The share of each stage is the 
 batches; the rate is that of one process, taken as often as there will be processes.
 """
 
+import itertools
+import multiprocessing
 import os
 import resource
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import synchronize
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from fruitcnn import fetch, images, scaling
-from fruitcnn.infer import Model, Workers
+from fruitcnn.infer import Model, Workers, open_models
 from fruitcnn.inputs import Input
 from fruitcnn.orders import Options
 
@@ -26,6 +31,7 @@ START_SECONDS = 1.5
 NODES = (2, 10, 100)
 
 _STAGE_INPUTS = 128
+_START_PATIENCE_SECONDS = 30.0
 _T = TypeVar("_T")
 
 
@@ -68,6 +74,39 @@ def forecast(
     total_seconds = START_SECONDS + listing_seconds + num_inputs / rate
     memory_bytes = num_processes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Estimate(num_tried, rate, total_seconds, memory_bytes, stages)
+
+
+@contextmanager
+def companions(number: int, model_uri: str, runtime: str, sample: Sequence[Input], options: Options) -> Iterator[None]:
+    """So many processes that classify the sample over and over, beside a forecast.
+
+    CPUs that are all at work are slower than one alone: two of one core share it, and all share caches and memory.
+    """
+    spawning = multiprocessing.get_context("spawn")
+    ready = spawning.Semaphore(0)
+    arguments = model_uri, runtime, sample, options, ready
+    others = [spawning.Process(target=_classify_on, args=arguments, daemon=True) for _ in range(number)]
+    try:
+        for process in others:
+            process.start()
+        for _ in others:
+            ready.acquire(timeout=_START_PATIENCE_SECONDS)
+        yield
+    finally:
+        for process in others:
+            process.kill()
+            process.join()
+
+
+def _classify_on(
+    model_uri: str, runtime: str, sample: Sequence[Input], options: Options, ready: synchronize.Semaphore
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to answer
+    workers = Workers(open_models(model_uri, runtime, options.num_threads), options)
+    for number, first in enumerate(itertools.cycle(range(0, len(sample), options.batch_size))):
+        workers.rows(sample[first : first + options.batch_size])
+        if number == 0:
+            ready.release()
 
 
 def describe(found: Estimate, num_processes: int) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _listing(config: ClassifyConfig) -> "inputs.Listing | since.Choice":
 def dry_run(config: ClassifyConfig) -> dict[str, Any]:
     """What a run would take in, and, after trying a sample, what it would take; name -> value. Writes nothing."""
     from fruitcnn import calibrate, inputs, plan
-    from fruitcnn.crew import num_processes
+    from fruitcnn.crew import num_processes, pays
     from fruitcnn.execute import local_options
     from fruitcnn.infer import open_models
 
@@ -141,8 +141,10 @@ def dry_run(config: ClassifyConfig) -> dict[str, Any]:
         return rows
     listing_seconds = time.monotonic() - started_seconds
     models = [model] if model else open_models(config.model, runtime, 1)
-    sample, num = sampler.chosen(), num_processes()
-    found = calibrate.forecast(num_inputs, listing_seconds, sample, models, local_options(config), num)
+    sample, num, options = sampler.chosen(), num_processes(), local_options(config)
+    num_others = num - 1 if pays(num_inputs, is_up=False) else 0
+    with calibrate.companions(num_others, config.model, runtime, sample, options):
+        found = calibrate.forecast(num_inputs, listing_seconds, sample, models, options, num)
     is_stored = not sample[0].container and sample[0].name.startswith("s3://")
     on_nodes = calibrate.on_nodes(found, num_inputs, num_parts, listing_seconds, num, is_stored)
     return rows | calibrate.describe(found, num) | on_nodes

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import multiprocessing
 import os
 import shutil
 import threading
@@ -169,14 +170,25 @@ def test_a_dry_run_tries_a_sample_and_says_what_to_expect(config: ClassifyConfig
     assert storage.is_empty(config.predictions)
 
 
-def test_the_forecast_is_the_measured_rate_over_all_inputs(config: ClassifyConfig) -> None:
-    models = infer.open_models(config.model, "openvino", 2)
-    options = orders.Options(
-        batch_size=4, top_k=1, probabilities=False, min_confidence=0, max_pixels=10**6, num_threads=2
+def options_of(num_threads: int) -> orders.Options:
+    return orders.Options(
+        batch_size=4, top_k=1, probabilities=False, min_confidence=0, max_pixels=10**6, num_threads=num_threads
     )
+
+
+def test_the_forecast_is_the_measured_rate_over_all_inputs(config: ClassifyConfig) -> None:
+    models, options = infer.open_models(config.model, "openvino", 2), options_of(2)
     found = calibrate.forecast(1_000_000, 5.0, list(Listing(config.images)), models, options, 1, seconds=0.0)
     assert found.num_tried == 20
     assert found.total_seconds == pytest.approx(calibrate.START_SECONDS + 5 + 1_000_000 / found.images_per_second)
+
+
+def test_the_processes_that_work_beside_a_forecast_end_with_it(config: ClassifyConfig) -> None:
+    sample, before = list(Listing(config.images)), set(multiprocessing.active_children())
+    with calibrate.companions(1, config.model, "openvino", sample, options_of(1)):
+        (other,) = set(multiprocessing.active_children()) - before
+        assert other.is_alive()
+    assert not other.is_alive()
 
 
 def test_more_nodes_take_less_until_what_they_share_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
