@@ -116,7 +116,8 @@ class Writer:
         Raises what that one met.
         """
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(state, score, facts, first), name="checkpoint")
+        # In a list that the thread empties: arguments of its own it would keep to its end.
+        self._thread = threading.Thread(target=self._run, args=([(state, score, facts, first)],), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -127,6 +128,10 @@ class Writer:
         if self._error:
             error, self._error = self._error, None
             raise error
+
+    def _run(self, handed: list[tuple[State, float | None, dict[str, Any], Callable[[], None]]]) -> None:
+        self._write(*handed.pop())
+        give_back()
 
     def _write(self, state: State, score: float | None, facts: dict[str, Any], first: Callable[[], None]) -> None:
         give_up_at = time.monotonic() + OUTAGE_SECONDS
@@ -142,8 +147,6 @@ class Writer:
                     time.sleep(_PAUSE_SECONDS)
         except (OSError, ValueError) as error:
             self._error = error
-        finally:
-            give_back()
 
     def _write_once(self, state: State, score: float | None, facts: dict[str, Any], first: Callable[[], None]) -> None:
         first()
