@@ -37,7 +37,7 @@ def main(
     from fruitcnn.feed import Feed, InMemory
     from fruitcnn.group import open_group
     from fruitcnn.recipe import TrainConfig
-    from fruitcnn.replica import Replica
+    from fruitcnn.replica import Replica, evaluation_rows
     from fruitcnn.sampling import Order, evaluation_batches
 
     config = TrainConfig(
@@ -71,7 +71,7 @@ def main(
     totals = replica.sum_over_workers(losses) / ROWS_OF_GLOBAL_BATCH
     replica.average_statistics()
     score = replica.evaluate(
-        (pixels[rows], labels[rows]) for rows in evaluation_batches(NUM_ROWS, rank, world_size, 256)
+        (pixels[rows], labels[rows]) for rows in evaluation_batches(NUM_ROWS, rank, world_size, evaluation_rows(config))
     )
     ended = everything(replica.state(num_steps))
     moved = np.array([abs(after - before).max() for before, after in zip(start, ended, strict=True)])
