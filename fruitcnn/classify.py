@@ -10,8 +10,8 @@ The same command continues a run that was stopped, whatever stopped it, and does
 import datetime
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fruitcnn import storage
@@ -21,7 +21,6 @@ from fruitcnn.errors import UsageError
 
 if TYPE_CHECKING:
     from fruitcnn import inputs, since
-    from fruitcnn.crew import Member
     from fruitcnn.execute import Session
     from fruitcnn.frozen import FrozenModel
     from fruitcnn.plan import Plan
@@ -39,24 +38,19 @@ class Run(NamedTuple):
     runtime: str
     model: "FrozenModel | None" = None
     """Opened with one thread, where it had to be opened to know the runtime."""
-    members: "Sequence[Member]" = ()
-    """Processes that were started for it."""
 
 
-def classify(
-    config: ClassifyConfig, progress: Progress, session: "Session | None" = None, members: "Sequence[Member]" = ()
-) -> RunManifest:
+def classify(config: ClassifyConfig, progress: Progress, session: "Session | None" = None) -> RunManifest:
     """Start, continue or, if it is finished, look up the run at config.predictions.
 
-    session opens Ray, once it is known that there is work; by default the session at hand is used, or none. members:
-    of recruited; without them they are started where there is enough to do.
+    session opens Ray, once it is known that there is work; by default the session at hand is used, or none.
     UsageError: nothing was started. ClassifyError: the store failed for good, the books do not balance, another attempt
     took over, or too many inputs were rejected (then everything is written). StorageError: a URI cannot be used.
     """
     from fruitcnn import predictions
 
     started_seconds = time.monotonic()
-    run = prepare(config)._replace(members=members)
+    run = prepare(config)
     manifest = predictions.load_manifest(run.predictions)
     if config.retry_rejected:
         _reopen(run, manifest)
@@ -70,18 +64,6 @@ def classify(
             f"({books.causes_in_words()}); the predictions under {run.predictions} are complete"
         )
     return manifest
-
-
-@contextmanager
-def recruited(config: ClassifyConfig) -> "Iterator[list[Member]]":
-    """Processes beside this one that open the model while this one plans; none where they would have nothing to do."""
-    from fruitcnn import crew, runtimes
-
-    runtime = runtimes.BF16 if config.precision == "bf16" else config.runtime
-    is_elsewhere = (runtime == "auto" and runtimes.has_gpu()) or not crew.may_work_here(runtime, config.num_actors)
-    with ExitStack() as until_done:
-        num = 0 if is_elsewhere else crew.num_processes() - 1
-        yield [until_done.enter_context(crew.Member(config.model, runtime)) for _ in range(num)]
 
 
 def prepare(config: ClassifyConfig) -> Run:

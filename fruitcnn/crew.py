@@ -25,22 +25,17 @@ PROCESSES_HERE = 4
 """With more CPUs than these, Ray's actors are worth their start sooner."""
 
 GPU_RUNTIMES = ("tensorflow", "keras")
-_LEAST_SECONDS = 1.2
-"""With less work than this a member that is yet to be started would hardly be up before it is done."""
-
-_PICTURE_SECONDS, _LARGE_BYTES = 120e-6, 50_000
+_LEAST_INPUTS, _LARGE_BYTES = 10_000, 50_000
 
 
-def pays(num_inputs: int, is_up: bool) -> bool:
-    """Whether so many small pictures keep several processes at work; is_up: there are some already."""
-    return is_up or num_inputs * _PICTURE_SECONDS > _LEAST_SECONDS
+def pays(num_inputs: int, num_bytes: int, num_parts: int) -> bool:
+    """Whether so many inputs are worth a process for each CPU, rather than a thread: those take a second to come up.
 
-
-def threads_do(num_inputs: int, num_bytes: int, num_parts: int) -> bool:
-    """Whether the threads of one process do as well: they wait for each other with every picture, which is nothing
-    where pictures are large; and a part is the work of one process. num_bytes 0: nothing is known.
+    Threads wait for each other with every picture, which is nothing where pictures are large; and a part is the work of
+    one process. num_bytes 0: nothing is known.
     """
-    return num_parts < num_processes() or num_bytes > num_inputs * _LARGE_BYTES
+    is_large = num_bytes > num_inputs * _LARGE_BYTES
+    return num_inputs >= _LEAST_INPUTS and num_parts >= num_processes() > 1 and not is_large
 
 
 def num_processes() -> int:
@@ -61,11 +56,11 @@ def may_work_here(runtime: str, num_actors: int | None) -> bool:
 class Member:
     """A process that classifies parts of one plan; a context manager that ends it.
 
-    It opens the model at once, so that it is up when the plan is made. brief comes before run, which may be called from
-    several threads: what is asked for at once is worked on at once.
+    Takes what ClassifyActor takes. run may be called from several threads: what is asked for at once is worked on at
+    once.
     """
 
-    def __init__(self, model_uri: str, runtime: str) -> None:
+    def __init__(self, predictions: str, model_uri: str, runtime: str, options: Options) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fruitcnn.crew"],
             stdin=subprocess.PIPE,
@@ -78,7 +73,7 @@ class Member:
         self._asked: dict[int, Future[Outcome]] = {}
         self._lock = threading.Lock()
         self._is_gone = False
-        self._say([model_uri, runtime])
+        self._say([predictions, model_uri, runtime, options.model_dump(mode="json")])
         self._listener = threading.Thread(target=self._listen, name="member", daemon=True)
         self._listener.start()
 
@@ -88,15 +83,9 @@ class Member:
     def __exit__(self, *_: object) -> None:
         self._process.kill()  # what it might still do is not waited for by anybody
         self._process.wait()
-        self._listener.join()
+        self._listener.join(timeout=5)  # a process that a library left behind may keep the pipe open
         with suppress(BrokenPipeError):
             self._orders.close()
-        assert self._process.stdout
-        self._process.stdout.close()
-
-    def brief(self, predictions: str, model_uri: str, runtime: str, options: Options) -> None:
-        """Say what ClassifyActor is to be told."""
-        self._say([predictions, model_uri, runtime, options.model_dump(mode="json")])
 
     def run(self, part: int) -> Outcome:
         """Have one part classified and committed; ClassifyError if the process ended instead."""
@@ -143,7 +132,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints is no answer
     lines, lock = sys.stdin.buffer, threading.Lock()
-    classify_part = _prepared(lines)
+    classify_part = _prepared(*json.loads(lines.readline() or "[null, null, null, null]"))
 
     def work(part: int) -> None:
         said = classify_part(part).model_dump_json().encode() + b"\n"
@@ -156,20 +145,15 @@ def main() -> None:
     os._exit(0)  # done, stopped or killed: what is under way now is done again by whoever continues the job
 
 
-def _prepared(lines: IO[bytes]) -> Callable[[int], Outcome]:
+def _prepared(predictions: str, model_uri: str, runtime: str, options: Any) -> Callable[[int], Outcome]:
     """A function that classifies a part; where that fails unforeseen, it answers with the error."""
-    from fruitcnn import frozen, infer
+    from fruitcnn.infer import ClassifyActor
 
-    model_uri, runtime = json.loads(lines.readline() or "[null, null]")
-    model = None
-    with suppress(Exception):  # said again, part by part, if it is still so then
-        model = frozen.load(model_uri, runtime, num_threads=1)
+    lock = threading.Lock()
 
     @cache
-    def actor() -> infer.ClassifyActor:
-        predictions, uri, wanted, options = order
-        models = [model] if model and (uri, wanted) == (model_uri, model.runtime) else None
-        return infer.ClassifyActor(predictions, uri, wanted, Options.model_validate(options), models)
+    def actor() -> ClassifyActor:
+        return ClassifyActor(predictions, model_uri, runtime, Options.model_validate(options))
 
     def work(part: int) -> Outcome:
         try:
@@ -181,7 +165,6 @@ def _prepared(lines: IO[bytes]) -> Callable[[int], Outcome]:
                 traceback.print_exc()
             return Outcome(part=part, error=f"part {part}: {type(error).__name__}: {error}")
 
-    lock, order = threading.Lock(), json.loads(lines.readline() or "null")
     return work
 
 

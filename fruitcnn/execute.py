@@ -4,6 +4,7 @@ What is small goes through Ray: a part's number one way, its books the other. A 
 never starts it; where a Ray session or RAY_ADDRESS is at hand, or a number of actors was asked for, Ray does it all.
 """
 
+import gc
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fruitcnn.books import ClassifyError, PartBooks
-from fruitcnn.crew import GPU_RUNTIMES, PROCESSES_HERE, Member, may_work_here, num_processes, pays, threads_do
+from fruitcnn.crew import GPU_RUNTIMES, PROCESSES_HERE, Member, may_work_here, num_processes, pays
 from fruitcnn.effort import Effort
 from fruitcnn.fetch import find_witness
 from fruitcnn.head_start import NO_MORE_CPUS_PAYS_SECONDS, RAY_PAYS_SECONDS, HeadStart
@@ -137,22 +138,19 @@ def _take_from(classify_part: Callable[[int], Outcome], take: Callable[[Outcome]
 
 def _crew(run: "Run", num_parts: int, options: Options, until_done: ExitStack) -> list[Callable[[int], Outcome]]:
     """What classifies a part here: this process and one more for each CPU, or this one with a thread for each CPU."""
-    order = run.predictions, run.config.model, run.runtime
-    models: list[Model] = [run.model] if run.model else open_models(run.config.model, run.runtime, 1)
+    num, plan, order = num_processes(), run.plan, (run.predictions, run.config.model, run.runtime)
     members: list[Member] = []
-    if threads_do(run.plan.num_inputs, run.plan.num_bytes, num_parts):
-        options = options.model_copy(update={"num_threads": num_processes()})
-        models += open_models(run.config.model, run.runtime, num_processes() - 1)
-    elif pays(run.plan.num_inputs * num_parts // run.plan.num_parts, bool(run.members)):
-        num_new = 0 if run.members else num_processes() - 1
-        members += [*run.members, *(until_done.enter_context(Member(*order[1:])) for _ in range(num_new))]
-    for member in members:
-        member.brief(*order, options)
-    here = PartClassifier(run.predictions, run.plan, models, options)
+    if pays(plan.num_inputs * num_parts // plan.num_parts, plan.num_bytes * num_parts // plan.num_parts, num_parts):
+        members += [until_done.enter_context(Member(*order, options)) for _ in range(num - 1)]
+    else:
+        options = options.model_copy(update={"num_threads": num})
+    models: list[Model] = [run.model] if run.model else []
+    models += open_models(run.config.model, run.runtime, options.num_threads - len(models))
+    here = PartClassifier(run.predictions, plan, models, options)
+    gc.freeze()  # what is there by now stays: Python's collector need not walk it with every part
 
     def counted(classify_part: Callable[[int], Outcome]) -> Callable[[int], Outcome]:
-        num_cpus = len(members) + options.num_threads
-        return lambda part: classify_part(part).model_copy(update={"num_cpus": num_cpus})
+        return lambda part: classify_part(part).model_copy(update={"num_cpus": num})
 
     return [counted(here.run), *(counted(member.run) for member in members)]
 

@@ -148,22 +148,12 @@ class PartClassifier:
 
 
 class ClassifyActor(PartClassifier):
-    """What Ray Data starts on each node: opens the plan and the model, then takes part numbers.
+    """What Ray Data starts on each node: opens the plan and the model, then takes part numbers."""
 
-    models: if they are open already.
-    """
-
-    def __init__(
-        self,
-        predictions: str,
-        model_uri: str,
-        runtime: str,
-        options: Options,
-        models: Sequence[Model] | None = None,
-    ) -> None:
+    def __init__(self, predictions: str, model_uri: str, runtime: str, options: Options) -> None:
         plan = load_plan(predictions)
         assert plan is not None, f"no plan under {predictions}"
-        super().__init__(predictions, plan, models or open_models(model_uri, runtime, options.num_threads), options)
+        super().__init__(predictions, plan, open_models(model_uri, runtime, options.num_threads), options)
         gc.freeze()  # what is there by now stays: Python's collector need not walk it with every part
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache, partial
@@ -93,10 +94,20 @@ def has_gpu() -> bool:
         return False
 
 
-def has_bf16() -> bool:
-    """Whether this CPU computes in bf16 (avx512_bf16, amx_bf16); OpenVINO would otherwise quietly take float32."""
+def import_openvino() -> Any:
+    """Return the module openvino, silent: by itself it forks a process that reports each import to its maker.
+
+    That process also kept pipes of ours open, and hung where a thread was reading standard input.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its import fails; openvino has a stub
     import openvino
 
+    return openvino
+
+
+def has_bf16() -> bool:
+    """Whether this CPU computes in bf16 (avx512_bf16, amx_bf16); OpenVINO would otherwise quietly take float32."""
+    openvino = import_openvino()
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -113,8 +124,7 @@ def _openvino(
     file: str = ONNX,
     precision: Literal["f32", "bf16"] = "f32",
 ) -> Predict:
-    import openvino
-
+    openvino = import_openvino()
     core = openvino.Core()
     settings = {
         "INFERENCE_PRECISION_HINT": precision,  # left to itself it takes bf16 where the CPU has it

@@ -13,7 +13,7 @@ from typing import Any
 
 from fruitcnn import storage
 from fruitcnn.books import RunManifest, Timing
-from fruitcnn.classify import classify, dry_run, recruited
+from fruitcnn.classify import classify, dry_run
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.wording import plural
 from jobs.cli import progress, ray_session, run, summary
@@ -24,8 +24,7 @@ def main(config: ClassifyConfig) -> None:
     if config.dry_run:
         summary("plan", dry_run(config) | _precision(config), {"images": config.images})
         return
-    with recruited(config) as members:
-        manifest = classify(config, progress, ray_session, members)
+    manifest = classify(config, progress, ray_session)
     if f"{storage.normalise(config.predictions)}/".startswith(f"{storage.normalise(config.images)}/"):
         print("note: --predictions lies inside --images: another run over them would take its files for pictures",
               file=sys.stderr)  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 
 from fruitcnn import crew, execute, storage
 from fruitcnn.books import ClassifyError
-from fruitcnn.classify import Run, classify, prepare, recruited
+from fruitcnn.classify import Run, classify, prepare
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.crew import Member
 from fruitcnn.predictions import pending_parts
@@ -39,8 +39,7 @@ def run(config: ClassifyConfig) -> Run:
 
 @pytest.fixture
 def member(run: Run) -> Iterator[Member]:
-    with Member(run.config.model, run.runtime) as member:
-        member.brief(run.predictions, run.config.model, run.runtime, execute.local_options(run.config))
+    with Member(run.predictions, run.config.model, run.runtime, execute.local_options(run.config)) as member:
         yield member
 
 
@@ -69,29 +68,8 @@ def test_a_member_commits_what_it_is_asked_for(run: Run, member: Member) -> None
 
 def test_an_error_comes_back_in_words(run: Run, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
-    with Member(gone, run.runtime) as member:
-        member.brief(run.predictions, gone, run.runtime, execute.local_options(run.config))
+    with Member(run.predictions, gone, run.runtime, execute.local_options(run.config)) as member:
         assert re.match(r"part 3: \w+Error: .*gone", member.run(3).error or "")
-
-
-def test_nobody_is_recruited_where_the_work_is_done_elsewhere(
-    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(crew, "num_processes", lambda: 3)
-    with recruited(config.model_copy(update={"num_actors": 1})) as members:
-        assert not members
-    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
-    with recruited(config) as members:
-        assert not members
-
-
-def test_recruits_do_the_work_and_are_gone_afterwards(config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "num_processes", lambda: 3)
-    with recruited(config) as members:
-        manifest = classify(config, no_progress, members=members)
-    assert manifest.timing.num_cpus == 3
-    assert manifest.books.num_listed == 30
-    assert not any(_is_alive(member._process.pid) for member in members)
 
 
 def test_a_member_that_is_killed_ends_the_job_with_a_message(member: Member) -> None:
@@ -107,8 +85,7 @@ def test_a_member_does_not_outlive_a_killed_job(run: Run) -> None:
         "import os, signal, sys\n"
         "from fruitcnn.crew import Member\n"
         "from fruitcnn.orders import Options\n"
-        "member = Member(sys.argv[2], sys.argv[3])\n"
-        "member.brief(*sys.argv[1:4], Options.model_validate_json(sys.argv[4]))\n"
+        "member = Member(*sys.argv[1:4], Options.model_validate_json(sys.argv[4]))\n"
         "member.run(0)\n"
         "print(member._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -124,25 +101,20 @@ def test_a_member_does_not_outlive_a_killed_job(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_inputs", "num_bytes", "num_parts", "threads_do"),
+    ("num_inputs", "num_bytes", "num_parts", "pays"),
     [
-        (20_000, 100_000_000, 10, False),
-        (20_000, 0, 10, False),
-        (1_000, 600_000_000, 3, True),
-        (2_000, 10_000_000, 1, True),
+        (20_000, 100_000_000, 10, True),
+        (20_000, 0, 10, True),
+        (5_000, 25_000_000, 3, False),
+        (20_000, 12_000_000_000, 47, False),
+        (20_000, 100_000_000, 1, False),
     ],
 )
-def test_threads_do_for_large_pictures_and_single_parts(
-    num_inputs: int, num_bytes: int, num_parts: int, threads_do: bool, monkeypatch: pytest.MonkeyPatch
+def test_processes_pay_for_many_small_pictures(
+    num_inputs: int, num_bytes: int, num_parts: int, pays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(crew, "num_processes", lambda: 2)
-    assert crew.threads_do(num_inputs, num_bytes, num_parts) == threads_do
-
-
-def test_a_process_is_started_for_work_of_more_than_a_moment() -> None:
-    assert not crew.pays(5_000, is_up=False)
-    assert crew.pays(5_000, is_up=True)
-    assert crew.pays(20_000, is_up=False)
+    assert crew.pays(num_inputs, num_bytes, num_parts) == pays
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,5 +1,7 @@
 """What every runtime promises: the answers of Keras, in float32, for any number of pictures."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +104,12 @@ def test_bf16_is_near_the_golden_answers_or_refused_with_the_reason(
 def test_a_hidden_gpu_is_none(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert not runtimes.has_gpu()
+
+
+def test_openvino_tells_nobody_that_it_is_used() -> None:
+    code = (
+        "import sys, threading; from fruitcnn.runtimes import import_openvino; openvino = import_openvino()\n"
+        "print(openvino.tools.ovc.telemetry.__class__.__module__, threading.active_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "1"]
