@@ -124,7 +124,7 @@ def dry_run(config: ClassifyConfig) -> dict[str, Any]:
     listing_seconds = time.monotonic() - started_seconds
     models = [model] if model else open_models(config.model, runtime, 1)
     sample, num, options = sampler.chosen(), num_processes(), local_options(config)
-    num_others = num - 1 if pays(num_inputs, is_up=False) else 0
+    num_others = num - 1 if pays(num_inputs, num_bytes, num_parts) else 0
     with calibrate.companions(num_others, config.model, runtime, sample, options):
         found = calibrate.forecast(num_inputs, listing_seconds, sample, models, options, num)
     is_stored = not sample[0].container and sample[0].name.startswith("s3://")
