@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import ray
@@ -48,8 +47,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(dataset: str, run: Path, **given: Any) -> TrainConfig:
     length = {"images_seen": BATCH * NUM_STEPS, "max_epochs": 1000, "num_evaluations": NUM_STEPS // 2}
-    # Gentle: two workers round otherwise than one, and every step magnifies it; a lost step would still show.
-    recipe = {"learning_rate": 2e-4, "optimizer": "sgd", "rotate_degrees": 10, "zoom": 0.1, "brightness": 0.1}
+    # At full speed: 160 such steps make 1e-2 of a difference of 1e-7, so that nothing but the same bits will do.
+    recipe = {"rotate_degrees": 10, "zoom": 0.1, "brightness": 0.1}
     defaults = length | recipe | {"checkpoint_seconds": 1}
     return TrainConfig(dataset=dataset, run=str(run), **(defaults | given))
 
@@ -70,10 +69,11 @@ def last_step(run: Path) -> int:
 
 
 class Disturber:
-    """A thread that waits for `when` and then sends `signal_` to a worker drawn at random."""
+    """A thread that waits for `when`, sends `signal_` to a worker drawn at random, and waits until that is gone."""
 
     def __init__(self, signal_: signal.Signals, when: Callable[[], bool]) -> None:
         self.signal_, self.when, self.hit = signal_, when, list[tuple[psutil.Process, float]]()
+        self.gone_seconds = float("inf")
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -84,7 +84,10 @@ class Disturber:
                 victim = random.choice(found)
                 victim.send_signal(self.signal_)
                 self.hit.append((victim, time.monotonic()))
-                return
+                while not self.ended.wait(0.1):
+                    if not victim.is_running():
+                        self.gone_seconds = time.monotonic() - self.hit[0][1]
+                        return
 
     def __enter__(self) -> "Disturber":
         self.thread.start()
@@ -105,9 +108,11 @@ def assert_as_planned(settings: TrainConfig, undisturbed: Path) -> None:
 
     variables = build_model(settings.architecture, (32, 32), len(facts.classes)).variables
     both = zip(final_weights(Path(settings.run)), final_weights(undisturbed), strict=True)
-    for variable, (ours, theirs) in zip(variables, both, strict=True):
-        # Moving averages are of activations, sums over many weights: what is 1e-5 in these is more there.
-        np.testing.assert_allclose(ours, theirs, atol=1e-4 if variable.trainable else 1e-3, err_msg=variable.path)
+    apart = {variable.path: abs(ours - theirs).max() for variable, (ours, theirs) in zip(variables, both, strict=True)}
+    furthest = max(apart, key=lambda path: apart[path])
+    print(f"\nfurthest from the run never disturbed: {furthest}, {apart[furthest]:.1e}")
+    # The mean over two workers of their moving averages is rounded once more; it is all that is not equal to the bit.
+    assert apart[furthest] < 1e-4
 
 
 def read_facts(run: str) -> runs.Facts:
@@ -121,21 +126,12 @@ def read_facts(run: str) -> runs.Facts:
 
 @pytest.fixture(scope="module")
 def undisturbed(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of one worker that nothing happened to."""
-    return finished(dataset, tmp_path_factory.mktemp("undisturbed"), 1)
-
-
-@pytest.fixture(scope="module")
-def undisturbed_pair(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of two workers, which round otherwise than one."""
-    return finished(dataset, tmp_path_factory.mktemp("undisturbed-pair"), 2)
-
-
-def finished(dataset: str, folder: Path, num_workers: int) -> Path:
+    """A finished run of one worker that nothing happened to; those with two are compared with it as well."""
     from fruitcnn.train import train
 
-    train(config(dataset, folder / "run", num_workers=num_workers), silent)
-    return folder / "run"
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(config(dataset, run, num_workers=1), silent)
+    return run
 
 
 def test_killed_at_random_steps_a_run_ends_as_one_never_killed(dataset: str, undisturbed: Path, tmp_path: Path) -> None:
@@ -175,34 +171,24 @@ def kill_twice(run: Path, draw: random.Random, kills: list[int], ended: threadin
 
 
 def test_a_frozen_worker_is_noticed_and_the_run_goes_on(
-    dataset: str, undisturbed_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fruitcnn.train import train
 
     if NUM_ROUNDS <= 2:
         monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "10")
-    run, gone = tmp_path / "run", list[float]()
-
-    def watch(disturber: Disturber) -> None:
-        while not disturber.hit:
-            time.sleep(0.1)
-        psutil.wait_procs([disturber.hit[0][0]], timeout=300)
-        gone.append(time.monotonic() - disturber.hit[0][1])
-
+    run = tmp_path / "run"
     with Disturber(signal.SIGSTOP, lambda: last_step(run) >= 2) as disturber:
-        watcher = threading.Thread(target=watch, args=(disturber,), daemon=True)
-        watcher.start()
         train(config(dataset, run, num_workers=2), silent)
-        watcher.join(10)
-    print(f"\nthe frozen worker was gone after {gone[0]:.0f} s")
-    assert gone[0] < 60
-    assert_as_planned(config(dataset, run), undisturbed_pair)
+    print(f"\nthe frozen worker was gone after {disturber.gone_seconds:.0f} s")
+    assert disturber.gone_seconds < 60
+    assert_as_planned(config(dataset, run), undisturbed)
 
 
 @pytest.mark.skipif(NUM_ROUNDS <= 2, reason="takes minutes: set FRUITCNN_ROUNDS=10")
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_lost_during_the_start_is_noticed_and_the_run_goes_on(
-    dataset: str, undisturbed_pair: Path, tmp_path: Path, signal_: signal.Signals
+    dataset: str, undisturbed: Path, tmp_path: Path, signal_: signal.Signals
 ) -> None:
     from fruitcnn import train as train_module
 
@@ -210,10 +196,11 @@ def test_a_worker_lost_during_the_start_is_noticed_and_the_run_goes_on(
     started = time.monotonic()
     with Disturber(signal_, lambda: bool(workers())) as disturber:
         train_module.train(config(dataset, run, num_workers=2), silent)
-    victim, hit = disturber.hit[0]
+    _, hit = disturber.hit[0]
     resumed = runs.read_metrics(str(run))[0]["time"] - time.time() + time.monotonic()
     print(
-        f"\n{signal_.name} {hit - started:.0f} s after the call; the run was in its steps {resumed - hit:.0f} s later"
+        f"\n{signal_.name} {hit - started:.0f} s after the call; the worker was gone {disturber.gone_seconds:.0f} s "
+        f"later, the run in its steps after {resumed - hit:.0f} s"
     )
-    assert not victim.is_running()
-    assert_as_planned(config(dataset, run), undisturbed_pair)
+    assert disturber.gone_seconds < 120
+    assert_as_planned(config(dataset, run), undisturbed)
