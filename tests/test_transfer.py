@@ -21,12 +21,14 @@ from fruitcnn.models import build_model  # noqa: E402
 from fruitcnn.replica import Replica  # noqa: E402
 
 PX = 32
-RNG = np.random.default_rng(0)
-PICTURES, LABELS = RNG.integers(0, 256, (8, PX, PX, 3), dtype=np.uint8), np.arange(8) % 3
+NAMES = synthetic.class_names(4)
+FRUIT = np.stack([synthetic.draw_frame(name, "", frame, 16, 0, PX) for frame in range(16) for name in NAMES])
+PICTURES, LABELS = FRUIT[:8], np.arange(8) % 3
 KEYS = np.arange(8, dtype=np.int32)
 
 
 def application(architecture: str) -> Any:
+    keras.utils.set_random_seed(0)  # some drawn networks round more than others
     makers = {"mobilenet_v2": keras.applications.MobileNetV2, "efficientnet_v2_b0": keras.applications.EfficientNetV2B0}
     return makers[architecture](include_top=False, weights=None, input_shape=(PX, PX, 3), pooling="avg")
 
@@ -39,8 +41,11 @@ def as_published(architecture: str, pictures: np.ndarray = PICTURES) -> Any:
     return modules[architecture].preprocess_input(pictures.astype(np.float32))
 
 
-def learned(architecture: str, pictures: np.ndarray = PICTURES) -> Any:
-    """The application with statistics of these pictures: its features are of the size of one, as with real weights."""
+def learned(architecture: str, pictures: np.ndarray = FRUIT) -> Any:
+    """The application with statistics of these pictures: its features are of the size of one, as with real weights.
+
+    Those of noise made features of drawn fruit a thousand times too large, and rounding with them.
+    """
     network = application(architecture)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -132,11 +137,7 @@ def test_a_pretrained_network_has_a_recipe_of_its_own() -> None:
 @pytest.mark.parametrize("architecture", PRETRAINED)
 def test_a_file_of_weights_goes_the_whole_way_to_predictions(architecture: str, tmp_path: Path) -> None:
     file, work = str(tmp_path / "a.weights.h5"), tmp_path / "work"
-    # Statistics of noise would make features of drawn fruit a thousand times too large, and rounding with them.
-    fruit = [
-        synthetic.draw_frame(name, "", frame, 16, 0, PX) for name in synthetic.class_names(4) for frame in range(16)
-    ]
-    learned(architecture, np.stack(fruit)).save_weights(file)
+    learned(architecture).save_weights(file)
     command = [sys.executable, "-m", "jobs.pipeline", "--source", "synthetic:4x24", "--work", str(work)]
     command += ["--architecture", architecture, "--weights", file, "--input-px", str(PX), "--images-seen", "640"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580)
