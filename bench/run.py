@@ -71,7 +71,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=_sizes,
         default=SIZES,
         metavar="N,M",
-        help="pictures of classify and archive (default: 5000,20000)",
+        help="pictures of classify and archive (default: 15000,45000)",
     )
     parser.add_argument("--work", type=Path, default=ROOT / "work" / "bench", help="where the data is made and kept")
     asked = parser.parse_args(argv)
