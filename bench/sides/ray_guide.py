@@ -14,7 +14,8 @@ def main(model_file: str, images: str, out: str) -> None:
     """Write path, label index and confidence of every picture."""
     import ray
 
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    # A session of its own: else Ray waits for a cluster that was killed and left its address behind.
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     pictures = ray.data.read_images(images, size=(32, 32), mode="RGB", include_paths=True)
     predicted = pictures.map_batches(
