@@ -64,6 +64,7 @@ def ray_when_needed(
     on_start: Callable[[], None] = lambda: None,
 ) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Yields session(): who enters it has Ray, which starts for the first one and stays to the end of this block."""
+    be_quiet()  # what is imported before the first one enters may import Ray's libraries
     with ExitStack() as stack:
         is_open = False
 
