@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from fruitcnn.recipe import TrainConfig
 from jobs.arguments import parse
 from jobs.cli import run
 from jobs.screen import progress, summary
-from jobs.session import root_cause
+from jobs.session import QUIET, ray_when_needed, root_cause
 
 JOBS = Path(__file__).parent.parent / "jobs"
 # A job is a module that hands itself to run(); the others are parts of the front.
@@ -324,3 +325,11 @@ def test_help_of_every_job_answers_within_a_second(job: str) -> None:
         if cpu_seconds[-1] < 1.0:
             break
     assert min(cpu_seconds) < 1.0
+
+
+def test_what_silences_ray_is_set_before_a_step_imports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in QUIET:
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+    with ray_when_needed():
+        assert {name: os.environ[name] for name in QUIET} == QUIET
