@@ -62,7 +62,7 @@ def forecast(
 ) -> Estimate:
     """Try the sample for at most `seconds`; its inputs stand for all num_inputs, which took so long to list."""
     stages = _stages(sample[:_STAGE_INPUTS], models[0], options)
-    workers = Workers(models, options)
+    workers = Workers(models, options, remembers=False)
     size = options.batch_size * options.num_threads * 4  # a part, more or less: all threads at work
     workers.rows(sample[: options.batch_size])  # what is done once
     started_seconds, num_tried = time.monotonic(), 0
@@ -102,7 +102,7 @@ def _classify_on(
     model_uri: str, runtime: str, sample: Sequence[Input], options: Options, ready: synchronize.Semaphore
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to answer
-    workers = Workers(open_models(model_uri, runtime, options.num_threads), options)
+    workers = Workers(open_models(model_uri, runtime, options.num_threads), options, remembers=False)
     for number, first in enumerate(itertools.cycle(range(0, len(sample), options.batch_size))):
         workers.rows(sample[first : first + options.batch_size])
         if number == 0:

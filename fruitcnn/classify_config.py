@@ -53,8 +53,8 @@ class ClassifyConfig(BaseModel):
     memory_bytes: int = Field(
         default=1 << 30,
         ge=1 << 20,
-        description="memory that each process that classifies (one a CPU) may take, bytes: large pictures wait for "
-        "each other",
+        description="memory that each process that classifies (one a CPU, so a job N times as much on N CPUs) may "
+        "take, bytes: large pictures wait for each other",
     )
     sample: int | None = Field(
         default=None, ge=1, description="for a first look: classify only this many of the inputs, chosen at random"

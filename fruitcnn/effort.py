@@ -11,6 +11,7 @@ class Effort(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     num_inputs: int = 0
+    num_repeats: int = Field(0, description="Of them, files equal to one before: neither decoded nor asked about.")
     prepare_seconds: float = Field(0.0, description="Reading, hashing and decoding, CPU time.")
     model_seconds: float = Field(0.0, description="Running the model.")
 
@@ -18,6 +19,7 @@ class Effort(BaseModel):
         """The two together."""
         return Effort(
             num_inputs=self.num_inputs + other.num_inputs,
+            num_repeats=self.num_repeats + other.num_repeats,
             prepare_seconds=self.prepare_seconds + other.prepare_seconds,
             model_seconds=self.model_seconds + other.model_seconds,
         )

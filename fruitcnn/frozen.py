@@ -68,6 +68,8 @@ class FrozenModel:
     runtime: str
     description: Description
     _predict: runtimes.Predict
+    rows_per_call: int | None = None
+    """Pictures that the runtime takes at once, at most; None: as many as it is given."""
 
     @property
     def limits(self) -> familiar.Limits:
@@ -116,7 +118,10 @@ def load(
                 raise
             problems.append(str(error))
         else:
-            return FrozenModel(list(description.labels), description.input_px, model_hash, name, description, predict)
+            at_once = runtimes.rows_per_call(name, _num_threads(num_threads))
+            return FrozenModel(
+                list(description.labels), description.input_px, model_hash, name, description, predict, at_once
+            )
     raise FrozenModelError("\n".join(problems))
 
 
@@ -266,12 +271,16 @@ def opened(name: str, folder: Path, description: Description, num_threads: int |
     """Open one of FORMATS, QUANTISED or REDUCED of a local bundle; FrozenModelError if that does not work here."""
     runtime = (runtimes.FORMATS | runtimes.QUANTISED | runtimes.REDUCED)[name]
     try:
-        return runtime.open(folder, description, num_threads or int(os.environ.get("OMP_NUM_THREADS") or 0))
+        return runtime.open(folder, description, _num_threads(num_threads))
     except ImportError as error:
         raise FrozenModelError(f"runtime {name}: not installed ({error}); choose another --runtime") from error
     except Exception as error:  # deliberately wide: runtimes raise anything
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise FrozenModelError(f"runtime {name}: cannot open {folder / runtime.file}: {first_line}") from error
+
+
+def _num_threads(asked: int | None) -> int:
+    return asked or int(os.environ.get("OMP_NUM_THREADS") or 0)
 
 
 def in_batches(predict: runtimes.Predict, pixels: npt.NDArray[np.uint8], num_labels: int) -> Answers:

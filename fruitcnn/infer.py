@@ -2,8 +2,8 @@
 
 The inputs of a part are cut into batches, in plan order. A batch is the work of one thread from the first byte to the
 probabilities, with a model of its own that uses one core: nothing to wait for, and nothing that depends on timing, on
-the number of threads, or on who runs the part. Of equal files in a batch the model sees one; a rejected input has no
-place in it. Objects on S3 are fetched ahead, many at a time. Pixels never leave the actor.
+the number of threads, or on who runs the part. Of equal files the model sees one, while they are remembered; a
+rejected input has no place in a batch. Objects on S3 are fetched ahead, many at a time. Pixels never leave the actor.
 """
 
 import gc
@@ -15,14 +15,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fruitcnn import familiar, fetch, images, storage, telemetry
+from fruitcnn import familiar, fetch, images, remembered, storage, telemetry
 from fruitcnn.books import PartBooks, part_path
 from fruitcnn.budget import Budget, left_for_pictures, return_large_blocks
 from fruitcnn.effort import Effort, Meter
@@ -31,6 +31,7 @@ from fruitcnn.inputs import Input
 from fruitcnn.orders import Options, Outcome
 from fruitcnn.parts import PartError, Rows, read_books, rejected_rows, replace_rows, to_bytes, to_table, top
 from fruitcnn.plan import Plan, PlanReader, load_plan
+from fruitcnn.remembered import Answered, Batch, Entry, Facts, Memory
 
 PART_ATTEMPTS = 3
 """How often an actor tries a part whose store fails (after the store's own retries), before the job fails."""
@@ -55,25 +56,12 @@ class Model(Protocol):
     def limits(self) -> Limits:
         """From where on an answer is unsure."""
 
+    @property
+    def rows_per_call(self) -> int | None:
+        """Pictures that its runtime takes at once, at most; None: as many as it is given."""
+
     def answer(self, pixels: npt.NDArray[np.uint8]) -> Answers:
         """Uint8 (N, H, W, 3) -> probabilities and scores."""
-
-
-class _Facts(NamedTuple):
-    id: str
-    sha256: str | None
-    width: int | None
-    height: int | None
-    cause: str | None
-    detail: str | None
-
-
-class _Batch(NamedTuple):
-    """What became of one batch: of each input its facts and the row of its answer, -1 for one that was rejected."""
-
-    facts: list[_Facts]
-    answer_of: list[int]
-    answers: Answers
 
 
 class PartClassifier:
@@ -171,9 +159,12 @@ def open_models(model_uri: str, runtime: str, num_threads: int) -> list[Model]:
 
 
 class Workers:
-    """The threads of an actor, its models, and its requests to S3; shared by the parts that it works on."""
+    """The threads of an actor, its models, and its requests to S3; shared by the parts that it works on.
 
-    def __init__(self, models: Sequence[Model], options: Options) -> None:
+    remembers: whether a file is classified once only, if it repeats soon.
+    """
+
+    def __init__(self, models: Sequence[Model], options: Options, *, remembers: bool = True) -> None:
         self.options = options
         self.input_px, self.num_labels = models[0].input_px, len(models[0].labels)
         self._models: queue.SimpleQueue[Model] = queue.SimpleQueue()
@@ -181,14 +172,16 @@ class Workers:
             self._models.put(model)
         self.meter = Meter()
         return_large_blocks()
-        self._budget = Budget(left_for_pictures(options.memory_bytes))
+        self._memory = Memory(remembered.num_entries(options.memory_bytes, self.num_labels) if remembers else 0)
+        self._steady: bool | None = None
+        self._budget = Budget(left_for_pictures(options.memory_bytes - options.memory_bytes // remembered.SHARE))
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="batch")
         self._requests = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="request")
 
     def rows(self, inputs: Sequence[Input]) -> Rows:
         """Read, decode and classify the inputs of a part; StorageError if the store fails as a whole."""
-        waiting: deque[Future[_Batch]] = deque()
-        batches: list[_Batch] = []
+        waiting: deque[Future[Answered]] = deque()
+        batches: list[Answered] = []
         try:
             for start, stop in fetch.cut_batches(inputs, self.options.batch_size):
                 waiting.append(self._pool.submit(self._classify, self._fetched(inputs, start, stop)))
@@ -209,32 +202,38 @@ class Workers:
         asked = [self._requests.submit(_fetch_all, chunk) for chunk in chunks]
         return (found for future in asked for found in future.result())
 
-    def _classify(self, fetched: Iterable[fetch.Fetched]) -> _Batch:
-        facts: list[_Facts] = []
-        answer_of: list[int] = []
-        pictures: list[images.Pixels] = []
-        seen: dict[str, tuple[_Facts, int]] = {}
-        began = time.thread_time()
+    def _classify(self, fetched: Iterable[fetch.Fetched]) -> Answered:
+        batch, began = Batch(self._recall), time.thread_time()
         for found in fetched:
             digest = hashlib.sha256(found.data).hexdigest() if found.data is not None else None
-            if digest is None or digest not in seen:
-                fact, pixels = self._decode(found, digest)
-                answer = -1
-                if pixels is not None:
-                    answer = len(pictures)
-                    pictures.append(pixels)
-                if digest is not None:
-                    seen[digest] = fact, answer
-            else:
-                fact, answer = seen[digest]
-                fact = fact._replace(id=found.id)
-            facts.append(fact)
-            answer_of.append(answer)
+            if not (digest and batch.take_repeat(found.id, digest)):
+                batch.take(*self._decode(found, digest))
         prepare_seconds, began = time.thread_time() - began, time.perf_counter()
-        answers = self._answer(pictures)
+        answered = batch.answered(self._answer(batch.pictures))
         model_seconds = time.perf_counter() - began
-        self.meter.add(Effort(num_inputs=len(facts), prepare_seconds=prepare_seconds, model_seconds=model_seconds))
-        return _Batch(facts, answer_of, answers)
+        self._memory.add(answered.entries)
+        self.meter.add(
+            Effort(
+                num_inputs=len(batch.facts),
+                num_repeats=batch.num_repeats,
+                prepare_seconds=prepare_seconds,
+                model_seconds=model_seconds,
+            )
+        )
+        return answered
+
+    def _recall(self, digest: str) -> Entry | None:
+        """What is remembered of a file, if that is what would come out again."""
+        entry = self._memory.get(digest)
+        return entry if entry and (entry.facts.cause or self._is_steady()) else None
+
+    def _is_steady(self) -> bool:
+        """Whether this model's answers do not depend on what else is asked; tried with the first file that repeats."""
+        if self._steady is None:
+            with self._model() as model:
+                rows = model.rows_per_call
+                self._steady = rows is not None and remembered.is_steady(model.answer, model.input_px, rows)
+        return self._steady
 
     def _answer(self, pictures: list[images.Pixels]) -> Answers:
         if not pictures:
@@ -242,14 +241,14 @@ class Workers:
         with self._model() as model:
             return model.answer(np.stack(pictures))
 
-    def _decode(self, found: fetch.Fetched, digest: str | None) -> tuple[_Facts, images.Pixels | None]:
+    def _decode(self, found: fetch.Fetched, digest: str | None) -> tuple[Facts, images.Pixels | None]:
         if found.data is None:
-            return _Facts(found.id, None, None, None, found.cause, found.detail), None
+            return Facts(found.id, None, None, None, found.cause, found.detail), None
         try:
             decoded = images.decode(found.data, self.input_px, self.options.max_pixels, self._budget.hold)
         except images.ImageError as error:
-            return _Facts(found.id, digest, None, None, error.cause, error.detail), None
-        return _Facts(found.id, digest, decoded.width_px, decoded.height_px, None, None), decoded.pixels
+            return Facts(found.id, digest, None, None, error.cause, error.detail), None
+        return Facts(found.id, digest, decoded.width_px, decoded.height_px, None, None), decoded.pixels
 
     @contextmanager
     def _model(self) -> Iterator[Model]:
@@ -260,17 +259,17 @@ class Workers:
             self._models.put(model)
 
 
-def _join(batches: Sequence[_Batch], options: Options) -> Rows:
+def _join(batches: Sequence[Answered], options: Options) -> Rows:
     facts = [fact for batch in batches for fact in batch.facts]
     ids, digests, widths, heights, causes, details = (list(column) for column in zip(*facts, strict=True))
-    probabilities = np.concatenate([batch.answers.probabilities[batch.answer_of] for batch in batches])
+    probabilities = np.concatenate([batch.answers.probabilities[batch.rows] for batch in batches])
     top_indices, top_scores = top(probabilities, options.top_k)
     return Rows(
         ids, digests, widths, heights, causes, details,
         top_indices=top_indices,
         top_scores=top_scores,
         margins=familiar.margins(probabilities),
-        unlike=np.concatenate([batch.answers.unlike[batch.answer_of] for batch in batches]),
+        unlike=np.concatenate([batch.answers.unlike[batch.rows] for batch in batches]),
         probabilities=probabilities if options.probabilities else None,
     )  # fmt: skip
 

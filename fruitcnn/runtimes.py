@@ -132,7 +132,7 @@ def _openvino(
         "INFERENCE_NUM_THREADS": num_threads,
         "ENABLE_CPU_PINNING": False,  # several actors of one node would all be pinned to the same cores
     }
-    num_rows, lock = _CACHED_ROWS * (num_threads or os.cpu_count() or 1), threading.Lock()
+    num_rows, lock = _openvino_rows(num_threads), threading.Lock()
 
     @cache
     def request(is_full: bool) -> Any:
@@ -155,6 +155,15 @@ def _openvino(
         return Answers(np.concatenate(probabilities), np.concatenate(unlike))
 
     return predict
+
+
+def _openvino_rows(num_threads: int) -> int:
+    return _CACHED_ROWS * (num_threads or os.cpu_count() or 1)
+
+
+def rows_per_call(runtime: str, num_threads: int) -> int | None:
+    """Return how many pictures a runtime takes at once, at most; None: as many as it is given."""
+    return _openvino_rows(num_threads) if runtime in ("openvino", BF16) else None
 
 
 def _onnxruntime(folder: Path, _: Description, num_threads: int, file: str = ONNX) -> Predict:

@@ -91,6 +91,8 @@ def describe(manifest: RunManifest) -> dict[str, Any]:
         "parts": len(manifest.parts),
         "last attempt": f"{plural(timing.num_inputs, 'image')} in {timing.classify_seconds:.1f} s{_predicted(timing)}",
     }
+    if num := timing.effort.num_repeats:
+        rows["duplicates"] = f"{num:,} files equal to one shortly before, classified once"
     if manifest.num_retried:
         rows["retried"] = f"{manifest.num_retried:,} rejected inputs, taken again"
     if manifest.num_hidden:

@@ -59,6 +59,22 @@ def test_processes_write_the_parts_that_one_process_writes(
     assert (alone.timing.num_cpus, together.timing.num_cpus) == (1, 3)
 
 
+@pytest.mark.parametrize("num", [1, 2, 4])
+def test_repeats_change_no_byte_whoever_remembers_them(
+    num: int, config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = Path(config.images)
+    for number in range(300):
+        (images / f"{number:03d}-again.jpg").write_bytes((images / f"{number * 7 % 30:02d}.jpg").read_bytes())
+    monkeypatch.setattr(execute, "pays", lambda *_: True)
+    monkeypatch.setattr(execute, "num_processes", lambda: num)
+    remembering = config.model_copy(update={"part_images": 50, "batch_size": 20})
+    forgetful = remembering.model_copy(update={"memory_bytes": 1, "predictions": str(tmp_path / "forgetful")})
+    found, wanted = classify(remembering, no_progress), classify(forgetful, no_progress)
+    assert found.parts == wanted.parts
+    assert found.timing.effort.num_repeats >= 330 - num * 26 > wanted.timing.effort.num_repeats
+
+
 def test_a_member_commits_what_it_is_asked_for(run: Run, member: Member) -> None:
     outcomes = [member.run(part) for part in (5, 2)]
     assert [outcome.part for outcome in outcomes] == [5, 2]

@@ -31,7 +31,8 @@ class BrightestChannel:
     labels = ("red", "green", "blue")
     input_px = (8, 8)
 
-    def __init__(self) -> None:
+    def __init__(self, rows_per_call: int | None = None) -> None:
+        self.rows_per_call = rows_per_call
         self.batches: list[Pixels] = []
 
     limits = NO_LIMITS
@@ -128,6 +129,49 @@ def test_equal_files_of_a_batch_are_inferred_once_and_all_have_their_row(
     for number in (0, 2, 5, 3):
         (wanted,), _ = BrightestChannel().answer(images.decode(contents[number], (8, 8)).pixels[None])
         assert np.array_equal(rows.probabilities[number], wanted)
+
+
+def repeated(folder: Path, jpeg_bytes: Callable[..., bytes], num: int) -> list[Input]:
+    """Of three files, one no picture, so many copies one after the other."""
+    for number in range(num):
+        data = b"no picture" if number % 3 == 1 else jpeg_bytes(number % 3)
+        (folder / f"{number:02d}.jpg").write_bytes(data)
+    return list(Listing(str(folder)))
+
+
+def test_what_repeats_in_later_parts_is_neither_decoded_nor_inferred(
+    tmp_path: Path, jpeg_bytes: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, model, decoded = repeated(tmp_path, jpeg_bytes, 24), BrightestChannel(rows_per_call=4), []
+    monkeypatch.setattr(infer.remembered, "is_steady", lambda *_: True)
+    real = images.decode
+    monkeypatch.setattr(images, "decode", lambda data, *rest: (decoded.append(data), real(data, *rest))[1])
+    workers = infer.Workers([model], options(batch_size=6, num_threads=1, probabilities=True))
+    parts = [workers.rows(inputs[:12]), workers.rows(inputs[12:])]
+    assert [len(batch) for batch in model.batches] == [2]
+    assert len(decoded) == 3
+    assert workers.meter.take().num_repeats == 21
+    for number, item in enumerate(inputs):
+        rows, row = parts[number // 12], number % 12
+        assert rows.ids[row] == item.name
+        assert rows.causes[row] == ("not-an-image" if number % 3 == 1 else None)
+        assert rows.probabilities is not None
+        if number % 3 != 1:
+            (wanted,), (unlike,) = BrightestChannel().answer(real(jpeg_bytes(number % 3), (8, 8)).pixels[None])
+            assert np.array_equal(rows.probabilities[row], wanted)
+            assert rows.unlike[row] == unlike
+
+
+@pytest.mark.parametrize("rows_per_call", [None, 4])
+def test_answers_that_are_not_steady_are_asked_for_anew_but_what_is_no_picture_is_remembered(
+    rows_per_call: int | None, tmp_path: Path, jpeg_bytes: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infer.remembered, "is_steady", lambda *_: False)
+    inputs, model = repeated(tmp_path, jpeg_bytes, 12), BrightestChannel(rows_per_call)
+    workers = infer.Workers([model], options(batch_size=6, num_threads=1))
+    workers.rows(inputs)
+    assert [len(batch) for batch in model.batches] == [2, 2]
+    assert workers.meter.take().num_repeats == 7
 
 
 @given(st.lists(st.integers(-1, 2 * fetch.BATCH_BYTES), max_size=60), st.integers(1, 20))
