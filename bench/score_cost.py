@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fruitcnn.runtimes import _CACHED_ROWS, INPUT, ONNX, OUTPUT
+from fruitcnn.runtimes import _CACHED_ROWS, INPUT, ONNX, OUTPUT, import_onnxruntime
 
 Call = Callable[[], Any]
 
@@ -84,8 +84,7 @@ def _openvino(file: Path, pixels: npt.NDArray[np.uint8]) -> Call:
 
 
 def _onnxruntime(file: Path, pixels: npt.NDArray[np.uint8]) -> Call:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -105,6 +105,14 @@ def import_openvino() -> Any:
     return openvino
 
 
+def import_onnxruntime() -> Any:
+    """Return the module onnxruntime, silent: by itself it reports to its maker, from a thread and a file in /tmp."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def has_bf16() -> bool:
     """Whether this CPU computes in bf16 (avx512_bf16, amx_bf16); OpenVINO would otherwise quietly take float32."""
     openvino = import_openvino()
@@ -167,8 +175,7 @@ def rows_per_call(runtime: str, num_threads: int) -> int | None:
 
 
 def _onnxruntime(folder: Path, _: Description, num_threads: int, file: str = ONNX) -> Predict:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = num_threads, 3
     session = onnxruntime.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])

@@ -1,5 +1,6 @@
 """What every runtime promises: the answers of Keras, in float32, for any number of pictures."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,15 @@ def test_openvino_tells_nobody_that_it_is_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "1"]
+
+
+def test_onnxruntime_tells_nobody_that_it_is_used(model: Path, tmp_path: Path) -> None:
+    """What it would report with keeps its state in the temporary folder."""
+    code = (
+        "import sys; from fruitcnn.runtimes import import_onnxruntime\n"
+        "import_onnxruntime().InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    )
+    given = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-c", code, str(model / runtimes.ONNX)]
+    subprocess.run(command, env=given | {"TMPDIR": str(tmp_path)}, check=True)
+    assert not list(tmp_path.iterdir())
