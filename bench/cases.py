@@ -66,22 +66,24 @@ def train(data: Data) -> Case:
 
 
 def group(data: Data) -> Case:
-    """Two workers with half of the cores each against one process with all of them, on the same global batches."""
+    """Two workers with half of the cores each against one process with all of them: ours, and plain Keras."""
     networks = (("small_cnn", 32, 64), ("small_cnn", 32, 512), ("custom_cnn", 100, 64))
 
-    def side(num_workers: int) -> Callable[[Path], Rates]:
+    def side(name: str, module: str, *flags: str) -> Side:
         def turn(_: Path) -> Rates:
             rates = {}
             for architecture, size_px, batch in networks:
-                flags = ("--architecture", architecture, "--batch", str(batch), "--workers", str(num_workers))
-                said = _python("bench.sides.our_steps", str(data.training_pixels(size_px)), *flags).json()
+                asked = ("--architecture", architecture, "--batch", str(batch), *flags)
+                said = _python(module, str(data.training_pixels(size_px)), *asked).json()
                 rates[f"{architecture} at {size_px}x{size_px}, batch {batch}"] = said["num_images"] / said["seconds"]
             return rates
 
-        return turn
+        return Side(name, turn)
 
-    what = "steps with AdamW, no augmentation, pixels in memory; start-up not counted"
-    return Case("group", what, Side("fruitcnn, two workers", side(2)), (Side("fruitcnn, one worker", side(1)),))
+    what = "steps with AdamW on the same global batches, no augmentation, pixels in memory; start-up not counted"
+    ours = side("fruitcnn, two workers", "bench.sides.our_steps", "--workers", "2")
+    alone = side("fruitcnn, one worker", "bench.sides.our_steps", "--workers", "1")
+    return Case("group", what, ours, (alone, side("Keras fit, one process", "bench.sides.keras_fit")))
 
 
 def checkpoints(data: Data) -> Case:
