@@ -25,7 +25,9 @@ def serve_without_ray(config: ServeConfig) -> Iterator[str]:
         return probabilities, unlike
 
     app = serving.build_app(config, model, predict, ThreadPoolExecutor(2))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    # Its default log_config closes all log handlers. absl's (TensorFlow) then closes the stream it writes to:
+    # pytest's own, while a test captures, and pytest could not go on.
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="error"))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
