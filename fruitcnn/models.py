@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fruitcnn.recipe import ARCHITECTURES, PRETRAINED
+from fruitcnn.presets import PRETRAINED
+from fruitcnn.recipe import ARCHITECTURES
 
 Layer = Callable[[Any], Any]
 

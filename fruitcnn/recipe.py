@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fruitcnn.presets import OF_PRETRAINED, PRESETS, PRETRAINED
+
 ARCHITECTURES = ("small_cnn", "base_cnn", "custom_cnn", "vgg13", "lenet5", "alexnet")
-PRETRAINED = ("mobilenet_v2", "efficientnet_v2_b0")
 _WITH_GHOSTS = ("small_cnn", "base_cnn")
 
 # Where and how fast a run is carried out; everything else decides what comes out of it.
@@ -24,55 +25,6 @@ _EXECUTION = frozenset(
     }
     | {"max_failures", "cache_dir", "cache_bytes", "preset", "dry_run"}
 )
-
-# `seed` is the reference recipe: 100 epochs of 50 steps of 32, so 160,000 pictures whatever the size of the data set.
-PRESETS: dict[str, dict[str, Any]] = {
-    "speed": {
-        "architecture": "small_cnn",
-        "images_seen": 64_000,
-        "learning_rate": 4e-3,
-        "global_batch_size": 64,
-        "schedule": "cosine",
-        "optimizer": "adamw",
-    },
-    "seed": {
-        "architecture": "custom_cnn",
-        "images_seen": 160_000,
-        "max_epochs": 1_000_000,
-        "global_batch_size": 32,
-        "optimizer": "rmsprop",
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,
-        "schedule": "constant",
-        "warmup_share": 0.0,
-        "shear_degrees": 0.3,
-        "zoom": 0.3,
-        "zoom_axes": True,
-        "input_px": 100,
-    },
-    # Half of the pictures moved and recoloured as photographs are; where all are, the official test split suffers.
-    "best": {
-        "architecture": "base_cnn",
-        "epochs": 30.0,
-        "learning_rate": 4e-3,
-        "weight_decay": 0.05,
-        "global_batch_size": 64,
-        "schedule": "cosine",
-        "optimizer": "adamw",
-        "label_smoothing": 0.05,
-        "weight_averaging": 0.999,
-        "changed_share": 0.5,
-        "rotate_degrees": 180.0,
-        "zoom": 0.2,
-        "shift": 0.05,
-        "brightness": 0.2,
-        "tint": 0.1,
-        "contrast": 0.2,
-    },
-}
-
-# What fills the gaps of networks that start with weights of other pictures: few passes, larger pictures.
-_OF_PRETRAINED = {"input_px": 96, "epochs": 6.0, "learning_rate": 1e-3, "weight_decay": 1e-4}
 
 
 class Augmentation(BaseModel):
@@ -215,7 +167,7 @@ class TrainConfig(Augmentation):
     def _fill_from_preset(cls, given: Any) -> Any:
         if isinstance(given, dict):
             preset = PRESETS.get(given.get("preset", "speed"), {})
-            preset = preset | (_OF_PRETRAINED if given.get("architecture") in PRETRAINED else {})
+            preset = preset | (OF_PRETRAINED if given.get("architecture") in PRETRAINED else {})
             if "images_seen" in given:  # a length of one's own, whichever way the preset says it
                 preset = {name: value for name, value in preset.items() if name != "epochs"}
             return preset | given

@@ -8,6 +8,7 @@ in both stages: they are those of many more pictures, and then nothing of a step
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +111,10 @@ def _load(source: Any, weights: str) -> None:
     with tempfile.TemporaryDirectory(prefix="fruitcnn-weights-") as folder:
         file = Path(folder) / storage.name(weights)
         file.write_bytes(storage.read(storage.normalise(weights)))
-        source.load_weights(file)
+        with warnings.catch_warnings():
+            # Of a file for another network, Keras names each layer before it fails: a hundred lines ahead of ours.
+            warnings.filterwarnings("ignore", "Skipping nested container", UserWarning)
+            source.load_weights(file)
 
 
 def _plain(layer: Any) -> Any:

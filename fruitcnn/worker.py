@@ -22,7 +22,11 @@ from fruitcnn.schedule import balanced_weights
 from fruitcnn.splits import SplitRows, open_split
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fruitcnn.group import Group
     from fruitcnn.loop import Rows
+    from fruitcnn.replica import Replica
 
 
 def work(job: dict[str, Any]) -> None:
@@ -48,7 +52,6 @@ def work(job: dict[str, Any]) -> None:
         from fruitcnn.feed import Feed
         from fruitcnn.group import open_group
         from fruitcnn.loop import Loop, Rows
-        from fruitcnn.replica import Replica
 
         group = open_group(config, world_size, job["cpus"])
         clock.lap("imports")
@@ -59,18 +62,7 @@ def work(job: dict[str, Any]) -> None:
         tested = splits["test"].result() if "test" in splits else None
     clock.lap("pixels")
     say("starting: the network is built and compiled")
-    num_classes = len(facts.classes)
-    num_by_class = np.bincount(split.labels[learned], minlength=num_classes).tolist()
-    weights = balanced_weights(num_by_class) if config.class_weights == "balanced" else None
-    replica = Replica(config, num_classes, facts.num_steps, group, weights)
-    if config.weights and not config.initial_model:
-        from fruitcnn import transfer
-
-        transfer.start_from(config.weights, replica.model, config.architecture)
-        replica.restart_averages()
-    if config.initial_model:
-        warm.start_from(config.initial_model, replica.model, facts.classes)
-        replica.restart_averages()
+    replica = _replica(config, facts, group, split.labels[learned])
     feed = Feed(
         Order(facts.num_train_rows, config.seed, config.window_rows),
         np.flatnonzero(learned),
@@ -91,6 +83,24 @@ def work(job: dict[str, Any]) -> None:
     clock.lap("first_step", loop.first_step_at or time.time())
     unseen = {split.groups[row] for row in np.flatnonzero(held)}
     loop.finish(_tests(tested, unseen) if tested else {}, clock.seconds)
+
+
+def _replica(config: TrainConfig, facts: Facts, group: Group, labels: npt.NDArray[np.int64]) -> Replica:
+    """The network, with the weights it starts with; `labels` are those of the rows it learns from."""
+    from fruitcnn.replica import Replica
+
+    num_by_class = np.bincount(labels, minlength=len(facts.classes)).tolist()
+    weights = balanced_weights(num_by_class) if config.class_weights == "balanced" else None
+    replica = Replica(config, len(facts.classes), facts.num_steps, group, weights)
+    if config.initial_model:
+        warm.start_from(config.initial_model, replica.model, facts.classes)
+        replica.restart_averages()
+    elif config.weights:
+        from fruitcnn import transfer
+
+        transfer.start_from(config.weights, replica.model, config.architecture)
+        replica.restart_averages()
+    return replica
 
 
 def _tests(tested: SplitRows, unseen: set[str]) -> dict[str, Rows]:

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from fruitcnn import runs, storage
 from fruitcnn.errors import UsageError
-from fruitcnn.recipe import ARCHITECTURES, PRESETS, TrainConfig
+from fruitcnn.presets import PRESETS
+from fruitcnn.recipe import ARCHITECTURES, TrainConfig
 from fruitcnn.runs import Facts
 
 FACTS = Facts(["a", "b"], "f" * 64, 1, 90, 10, 50)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from fruitcnn.errors import UsageError
-from fruitcnn.recipe import PRETRAINED, TrainConfig
+from fruitcnn.presets import PRETRAINED
+from fruitcnn.recipe import TrainConfig
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
@@ -100,7 +102,10 @@ def test_weights_of_something_else_are_refused_with_what_is_wanted(tmp_path: Pat
     file = str(tmp_path / "other.weights.h5")
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save_weights(file)
     model = build_model("mobilenet_v2", (PX, PX), 3)
-    with pytest.raises(UsageError, match=r"--weights .*: these are no weights for mobilenet_v2 .*include_top=False"):
+    with (
+        warnings.catch_warnings(action="error", category=UserWarning),  # a line for each layer would bury the message
+        pytest.raises(UsageError, match=r"--weights .*: these are no weights for mobilenet_v2 .*include_top=False"),
+    ):
         transfer.start_from(file, model, "mobilenet_v2")
 
 
