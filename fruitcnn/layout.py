@@ -19,6 +19,7 @@ Split = Literal["train", "test"]
 TRAIN_FOLDERS = ("training", "train")
 TEST_FOLDERS = ("test", "testing")
 FRAMES_PER_RUN = 32  # neighbouring frames that a split never cuts apart
+_MANY_FRAMES = 10 * FRAMES_PER_RUN  # of a class; of fewer, drawing each run by itself may hold out anything
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:thumbs\.db|desktop\.ini|__macosx)(?:/|$))", re.IGNORECASE)
 _FRUITS_360_NAME = re.compile(r"^(r\d*_|)(\d+)_\d+\.[^.]+$")  # r2_17_100.jpg: rotation axis, frame, size
 _NUMBERED_NAME = re.compile(r"^(.*?)(\d*)(\.[^.]*)?$", re.DOTALL)
@@ -103,8 +104,9 @@ def plain_records(files: Iterable[Listed], root: str, test_fraction: float, seed
     """Records of a folder per class, split into train and test so that neighbouring frames stay together.
 
     The unit is a run of FRAMES_PER_RUN consecutive frame numbers of one group; a unit is test if the hash of (seed,
-    unit) falls below test_fraction. So a file keeps its split when the source grows. A class whose units all fall on
-    one side gives the first frames of one unit instead, as many as test_fraction asks for.
+    unit) falls below test_fraction. So a file keeps its split when the source grows. A class of less than ten runs'
+    frames gives its units in the order of their hashes, until it has given what test_fraction asks for; of the last
+    one the first frames.
     """
     by_class: dict[str, list[tuple[str, int, Listed]]] = defaultdict(list)
     for file in _under(files, root):
@@ -216,11 +218,11 @@ def _held_out(frames: Sequence[tuple[str, int, Listed]], test_fraction: float, s
         units[group, number // FRAMES_PER_RUN].append((number, file.path))
     draws = {unit: _draw(seed, *unit) for unit in units}
     test_units = [unit for unit, draw in draws.items() if draw < test_fraction]
-    if test_units and len(test_units) < len(units):
+    if len(frames) >= _MANY_FRAMES and 0 < len(test_units) < len(units):
         return {path for unit in test_units for _, path in units[unit]}
-    smallest = min(draws, key=lambda unit: draws[unit])
     num_test = min(max(1, round(test_fraction * len(frames))), len(frames) - 1)
-    return {path for _, path in sorted(units[smallest])[:num_test]}
+    in_order = [path for unit in sorted(units, key=lambda unit: draws[unit]) for _, path in sorted(units[unit])]
+    return set(in_order[:num_test])
 
 
 def _draw(seed: int, group: str, run: int) -> float:

@@ -250,7 +250,7 @@ def test_a_plain_split_cuts_a_rotation_only_between_runs_of_frames(
         splits.setdefault(record.group, []).append(record.split)
     for frames in splits.values():
         num_cuts = sum(a != b for a, b in itertools.pairwise(frames))
-        # One cut more where a class fits one side whole, so that a part of one run is held out.
+        # One cut more where a class is small, so that a part of one run is held out.
         assert num_cuts <= -(-len(frames) // FRAMES_PER_RUN) + 1
 
 
@@ -274,6 +274,15 @@ def test_a_plain_split_holds_out_about_the_fraction_asked_for() -> None:
         share = sum(record.split == "test" for record in records) / len(records)
         assert share == pytest.approx(fraction, abs=0.04)
     assert plain_records(files, "", 0.2, 0) != plain_records(files, "", 0.2, 1)
+
+
+@pytest.mark.parametrize("num_pictures", [2, 10, 33, 40, 100, 250])
+def test_a_small_class_gives_the_share_asked_for(num_pictures: int) -> None:
+    for prefix in ("IMG_", ""):
+        records = plain_records(listing({("A", prefix): num_pictures, ("B", prefix): num_pictures}), "", 0.2, 0)
+        for label in "AB":
+            num_test = sum(record.label == label and record.split == "test" for record in records)
+            assert num_test == max(1, round(0.2 * num_pictures))
 
 
 def test_a_folder_per_class_is_split_here(tmp_path: Path) -> None:
