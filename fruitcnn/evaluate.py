@@ -50,6 +50,7 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     with storage.argument("--evaluation"):
         uri = storage.normalise(config.evaluation)
         _require_ours_or_empty(uri, config)
+        storage.require_writable(storage.join(uri, "report.html"))
     with bundle.argument("--model", config.model):
         model = frozen.load(config.model, config.runtime)
     listing = Listing(config.images, config.split)

@@ -62,5 +62,8 @@ class FreezeConfig(BaseModel):
     @model_validator(mode="after")
     def _one_of_two(self) -> FreezeConfig:
         if bool(self.check) == bool(self.run and self.model) or (self.check and (self.run or self.model)):
-            raise ValueError("give either --run RUN --model MODEL, to freeze, or --check MODEL, to prove one")
+            given = ", ".join(f"--{name}" for name in ("run", "model", "check") if getattr(self, name)) or "neither"
+            raise ValueError(
+                f"got {given}, wanted either --run RUN --model MODEL, to freeze, or --check MODEL, to prove one"
+            )
         return self

@@ -80,6 +80,8 @@ def freeze(config: FreezeConfig, progress: Progress) -> Description:
     with storage.argument("--model"):
         model_uri = storage.normalise(config.model)
         found = _finished(model_uri, run.identity(config.answer_share), config.written)
+        if not found:
+            storage.require_writable(storage.join(model_uri, _CARD))
     if found:
         return found
     dataset = _dataset(run, config.dataset)

@@ -18,6 +18,7 @@ import urllib.parse
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Entry", "InvalidUriError", "NotFoundError", "PermissionDeniedError", "StorageError", "UnavailableError",
     "argument", "delete", "delete_prefix", "download_directory", "exists", "is_empty", "is_s3", "join", "list_files",
-    "name", "normalise", "parquet_filesystem", "put_if_absent", "read", "read_json", "read_range", "size_bytes",
-    "upload_directory", "write", "write_json",
+    "name", "normalise", "parquet_filesystem", "put_if_absent", "read", "read_json", "read_range", "require_writable",
+    "size_bytes", "upload_directory", "write", "write_json",
 ]  # fmt: skip
 
 NUM_TRANSFERS = 16
@@ -145,6 +146,19 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     """
     uri = normalise(uri)
     return _backend(uri).put_if_absent(uri, data)
+
+
+def require_writable(uri: str) -> None:
+    """Raise now what a write of this file would raise after the work that leads to it; nothing is left behind.
+
+    For a file that the work itself will write: of a bucket in which nothing may be deleted, an empty one stays there.
+    """
+    uri = normalise(uri)
+    if not is_s3(uri):
+        storage_local.require_writable(uri)
+    elif put_if_absent(uri, b""):
+        with suppress(PermissionDeniedError):
+            delete(uri)
 
 
 def read_json(uri: str) -> Any:

@@ -4,7 +4,7 @@ obstore is not used here: it refuses names that are not UTF-8, reads "%41" in a 
 symlink loop, and puts its temporary names into listings. Paths are absolute strings, as storage.normalise returns.
 """
 # Plain strings, not Path: over a million names they cost a tenth, and they keep a name as it is.
-# ruff: noqa: PTH103, PTH105, PTH108, PTH116, PTH118, PTH120, PTH121
+# ruff: noqa: PTH103, PTH105, PTH108, PTH112, PTH116, PTH118, PTH120, PTH121
 
 import contextlib
 import errno
@@ -70,6 +70,19 @@ def size_bytes(path: str) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise NotFoundError(path, "not a file")
     return status.st_size
+
+
+def require_writable(path: str) -> None:
+    """Raise what a write of this file would, as far as modes and mounts tell; nothing is written."""
+    folder = os.path.dirname(path)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    with _errors_of(path):
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(folder, os.W_OK | os.X_OK):
+            code = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(code, os.strerror(code))
 
 
 def write(path: str, data: bytes) -> None:

@@ -64,7 +64,7 @@ def _list(_: RegistryConfig, uri: str) -> None:
     for title, rows in tables.items():
         summary(title, rows or {"none yet": ""}, {})
     has_champion = any(chronicle.CHAMPION_MARK in row for row in tables["versions"].values())
-    print(f"\nregistry:{uri}@champion is a --model" if has_champion else f"\nno champion yet: {_FIRST_STEPS}")
+    print(f"\nregistry:{uri}@champion is a --model" if has_champion else f"\nno champion yet in {uri}: {_FIRST_STEPS}")
 
 
 def _show(config: RegistryConfig, uri: str) -> None:

@@ -12,6 +12,17 @@ import pytest
 from PIL import Image
 
 from cluster.local_s3 import LocalS3, local_s3
+from tests.disks import disk
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files_in_one_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What jobs and servers leave behind when they are killed lies with the files of the tests, and goes with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("t")))
+        patch.setattr("tempfile.tempdir", None)  # looked up anew
+        patch.setenv("RAY_TMPDIR", "/tmp")  # the path of a socket has at most 107 characters
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +50,13 @@ def any_prefix(request: pytest.FixtureRequest) -> str:
     if request.param == "s3":
         return str(request.getfixturevalue("s3_prefix"))
     return str(request.getfixturevalue("tmp_path") / "store")
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder of a disk that is mounted for reading only."""
+    with disk(tmp_path / "read-only", "size=1m,ro") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,12 @@ def test_what_is_not_this_evaluation_is_not_overwritten(model: str, tmp_path: Pa
     assert (tmp_path / "predictions/report.html").read_text() == "mine"
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_work(model: str, read_only: Path) -> None:
+    asked = EvaluateConfig(model=model, images="nothing is listed yet", evaluation=str(read_only))
+    with pytest.raises(UsageError, match=rf"--evaluation: {read_only}/report.html: read-only file system"):
+        evaluate(asked, no_progress)
+
+
 def test_pictures_without_any_label_say_what_is_wanted(model: str, tmp_path: Path) -> None:
     picture(tmp_path / "in" / "holiday" / "1.png", "red")
     config = EvaluateConfig(model=model, images=str(tmp_path / "in"), evaluation=str(tmp_path / "out"))

@@ -274,6 +274,14 @@ def test_a_folder_with_other_things_is_refused(made: Frozen, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    made: Frozen, read_only: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fruitcnn.freezing._build", lambda *_: pytest.fail("it began"))
+    with pytest.raises(UsageError, match=rf"--model: {read_only}/new/MODEL_CARD.md: read-only file system: check the"):
+        again(made, read_only / "new")
+
+
 @pytest.mark.s3
 def test_freezing_to_s3_finishes_a_stopped_one(made: Frozen, s3_prefix: str, tmp_path: Path) -> None:
     storage.write(storage.join(s3_prefix, "model.onnx"), b"half of an earlier fr")
@@ -360,15 +368,20 @@ def test_freeze_shows_a_table_and_its_progress_and_nothing_else(made: Frozen, tm
 def test_check_shows_a_table(made: Frozen, capsys: pytest.CaptureFixture[str]) -> None:
     main(FreezeConfig(check=str(made.model)))
     shown = capsys.readouterr().out
-    assert all(f"  {name}" in shown for name in runtimes.FORMATS)
-    assert shown.count("golden answers within") == len(runtimes.FORMATS)
+    formats = runtimes.FORMATS | runtimes.QUANTISED
+    assert all(f"  {name}" in shown for name in formats)
+    assert shown.count("golden answers within") == len(formats)
 
 
-def test_check_fails_where_a_runtime_answers_otherwise(made: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
-    even = Answers(np.full((16, 6), 1 / 6, np.float32), np.zeros(16, np.float32))
-    uneven = runtimes.Runtime("model.onnx", lambda *_: lambda pixels: even)
-    monkeypatch.setitem(runtimes.FORMATS, "openvino", uneven)
-    with pytest.raises(FrozenModelError, match=r"openvino \(model\.onnx\): its answers differ"):
+@pytest.mark.parametrize(("group", "name"), [("FORMATS", "openvino"), ("QUANTISED", "openvino, int8")])
+def test_check_fails_where_a_runtime_answers_otherwise(
+    made: Frozen, monkeypatch: pytest.MonkeyPatch, group: str, name: str
+) -> None:
+    file = getattr(runtimes, group)[name].file
+    wrong = Answers(np.eye(6, dtype=np.float32)[:1], np.zeros(1, np.float32))
+    always = runtimes.Runtime(file, lambda *_: lambda pixels: Answers(*(each.repeat(len(pixels), 0) for each in wrong)))
+    monkeypatch.setitem(getattr(runtimes, group), name, always)
+    with pytest.raises(FrozenModelError, match=rf"{name} \({file}\): its answers differ"):
         main(FreezeConfig(check=str(made.model)))
 
 

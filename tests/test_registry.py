@@ -248,7 +248,7 @@ def test_a_place_without_a_registry_is_named_and_stays_empty(command: str, tmp_p
 
 def test_the_commands_tell_the_story_and_refuse_what_cannot_be(tmp_path: Path) -> None:
     uri = str(tmp_path / "registry")
-    assert "no champion yet: jobs.retrain, or promote --model" in job("list", "--registry", uri).stdout
+    assert f"no champion yet in {uri}: jobs.retrain, or promote --model" in job("list", "--registry", uri).stdout
     wrong = job("promote", "--registry", uri, "--model", str(tmp_path / "none"), "--reason", "asked for")
     assert wrong.returncode == 2
     assert f"--model {tmp_path}/none: no {tmp_path}/none/model.json: there is no frozen model" in wrong.stderr

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from cluster.local_s3 import LocalS3
 from fruitcnn import storage, storage_clients, storage_s3
+from tests.disks import disk
 
 ODD_NAMES = [
     "a b.jpg",
@@ -333,26 +334,52 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         storage.write(str(tmp_path / ("n" * 300)), b"x")
 
 
+def test_a_place_that_can_be_written_is_left_as_it_was(any_prefix: str) -> None:
+    storage.require_writable(storage.join(any_prefix, "deep/down/x"))
+    assert storage.is_empty(any_prefix)
+    storage.write(storage.join(any_prefix, "x"), b"old")
+    storage.require_writable(storage.join(any_prefix, "x"))
+    assert storage.read(storage.join(any_prefix, "x")) == b"old"
+
+
+@pytest.mark.fault
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, read_only: Path) -> None:
+    with pytest.raises(storage.PermissionDeniedError, match="read-only/a/x: read-only file system: check the owner"):
+        storage.require_writable(str(read_only / "a" / "x"))
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(storage.NotFoundError, match="file/x: not a directory"):
+        storage.require_writable(str(tmp_path / "file" / "x"))
+
+
+@pytest.mark.s3
+@pytest.mark.fault
+def test_a_bucket_that_cannot_be_written_is_named_and_one_without_deletes_is_not(
+    s3: LocalS3, s3_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: Answer = (403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+    for method in ("PUT", "DELETE"):
+        with fault_server(lambda _, asked, __, no=method: refused if asked == no else None, s3.endpoint_url) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
+            if method == "DELETE":
+                storage.require_writable(f"{s3_prefix}/x")
+                continue
+            with pytest.raises(storage.PermissionDeniedError, match="refused .AccessDenied"):
+                storage.require_writable(f"{s3_prefix}/x")
+
+
 @pytest.mark.fault
 def test_a_full_disk_is_named_and_leaves_no_litter(any_prefix: str, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    try:
-        storage.write(str(disk / "old"), b"old")
+    with disk(tmp_path / "disk", "size=64k") as full:
+        storage.write(str(full / "old"), b"old")
         for put in (storage.write, storage.put_if_absent):
             with pytest.raises(storage.StorageError, match="no space left") as caught:
-                put(str(disk / "new"), b"x" * 200_000)
-            assert str(disk / "new") in str(caught.value)
+                put(str(full / "new"), b"x" * 200_000)
+            assert str(full / "new") in str(caught.value)
         storage.write(storage.join(any_prefix, "big"), b"x" * 200_000)
         with pytest.raises(storage.StorageError, match="no space left") as caught:
-            storage.download_directory(any_prefix, disk)
-        assert str(disk / "big") in str(caught.value)
-        assert [path.name for path in disk.iterdir()] == ["old"]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+            storage.download_directory(any_prefix, full)
+        assert str(full / "big") in str(caught.value)
+        assert [path.name for path in full.iterdir()] == ["old"]
 
 
 # S3 alone

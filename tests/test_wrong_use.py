@@ -32,6 +32,7 @@ from fruitcnn.shard_config import ShardConfig
 from fruitcnn.shards import write_dataset
 from jobs.cli import progress, run
 from jobs.pipeline import PipelineConfig
+from tests.disks import disk
 
 CONFIGS: dict[str, type[BaseModel]] = {
     "shard": ShardConfig, "train": TrainConfig, "freeze": FreezeConfig, "classify": ClassifyConfig,
@@ -310,14 +311,9 @@ def test_a_machine_that_does_not_reach_itself_is_told_so_at_once(place: Path) ->
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 8 MiB with 24 KiB left; deleting its filler frees the rest."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    (folder / "filler").write_bytes(bytes(8 * 1024 * 1024 - 24 * 1024))
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with disk(tmp_path / "disk", "size=8m") as folder:
+        (folder / "filler").write_bytes(bytes(8 * 1024 * 1024 - 24 * 1024))
+        yield folder
 
 
 FULL = "no space left on the device: free some, or name another folder"
