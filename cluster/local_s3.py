@@ -42,6 +42,7 @@ class LocalS3:
     secret_key: str = field(repr=False)
     log: Path
     process: subprocess.Popen[bytes] = field(repr=False)
+    ports: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -87,7 +88,7 @@ def _run(server: LocalS3) -> Iterator[LocalS3]:
             )
         yield server
     finally:
-        _stop(server.process)
+        _stop(server.process, server.ports)
 
 
 def _start(
@@ -98,15 +99,15 @@ def _start(
         _wipe(directory)
         ports = free_ports(len(PORT_FLAGS), port)
         process = _spawn(directory, bucket, keys, ports, host, within)
-        server = LocalS3(f"http://{host}:{ports[0]}", bucket, *keys, directory / "weed.log", process)
+        server = LocalS3(f"http://{host}:{ports[0]}", bucket, *keys, directory / "weed.log", process, tuple(ports))
         try:
             problem = _wait_until_ready(server)
         except BaseException:
-            _stop(process)
+            _stop(process, ports)
             raise
         if problem is None:
             return server
-        _stop(process)
+        _stop(process, ports)
         if attempt == 2 or port is not None:
             tail = server.log.read_text(errors="replace")[-2000:].replace(keys[1], "***")
             raise RuntimeError(f"SeaweedFS did not come up at {server.endpoint_url}: {problem}\n{tail}")
@@ -213,8 +214,8 @@ def _refuses_wrong_key(server: LocalS3) -> bool:
     return _list_status(server, "wrong" + server.secret_key) in ("SignatureDoesNotMatch", "AccessDenied")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, a bounded wait, SIGKILL: only ever this one process."""
+def _stop(process: subprocess.Popen[bytes], ports: Sequence[int]) -> None:
+    """SIGTERM, a bounded wait, SIGKILL: only ever this one process; then the sockets that it leaves in /tmp."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -222,6 +223,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    for port in ports:
+        for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # where SeaweedFS puts them, whatever TMPDIR says
+            left.unlink(missing_ok=True)
 
 
 def main() -> None:
