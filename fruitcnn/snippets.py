@@ -55,9 +55,12 @@ print(labels[best], probabilities[0][best])
 """),
     Snippet("OpenVINO", "python", "model.onnx", ("openvino", "numpy", "pillow"), """\
 import json
+import sys
 import numpy as np
-import openvino
 from PIL import Image
+
+sys.modules["openvino_telemetry"] = None  # or else openvino reports each import to its maker
+import openvino
 
 labels = json.load(open("model.json"))["labels"]
 PIXELS
