@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.data import Data
-from bench.flow import accuracy, demo, freeze, pipeline_input
+from bench.flow import accuracy, demo, freeze, pipeline_input, serve
 from bench.measure import SECONDS, BenchError, Case, Finished, Rates, Side, run_process
 
 _GUIDE = "Ray's guide: read_images, map_batches"
@@ -265,6 +265,7 @@ CASES: dict[str, Callable[[Data], Case]] = {
     "group": group,
     "checkpoints": checkpoints,
     "freeze": freeze,
+    "serve": serve,
     "demo": demo,
     "classify": classify,
     "archive": archive,

@@ -3,10 +3,13 @@
 import json
 import re
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import serving
 from bench.data import Data
 from bench.measure import PERCENT, SECONDS, BenchError, Case, Rates, Side, run_process
 
@@ -80,22 +83,45 @@ def freeze(data: Data) -> Case:
     return Case("freeze", what, Side("jobs.freeze", ours), others, is_slow=True)
 
 
+def serve(data: Data) -> Case:
+    """From the command to the first answer, by parts."""
+    model, picture = str(data.model()), next(data.unpacked().glob("Test/*/*.jpg")).read_bytes()
+
+    def ours(_: Path) -> Rates:
+        began = time.monotonic()
+        with serving.server(model, batch_size=32) as started:
+            ready = time.monotonic()
+            with urllib.request.urlopen(f"http://127.0.0.1:{started.port}/classify", picture, timeout=60) as answer:
+                answer.read()
+            answered = time.monotonic()
+        parts = _parts("jobs.serve", started.said) | {f"of it first answer{SECONDS}": answered - ready}
+        return {f"until the first answer{SECONDS}": answered - began} | parts
+
+    what = "from the command to the first answer; what is not in the parts is Python's start and imports"
+    return Case("serve", what, Side("jobs.serve", ours), is_slow=True)
+
+
 def demo(_: Data) -> Case:
     """The whole flow from drawn pictures, with the time of every part: each job's cold start is in it."""
 
     def ours(folder: Path) -> Rates:
         flags = ("--source", "synthetic", "--work", str(folder / "work"), "--num-workers", "2")
         done = run_process([*_PYTHON, "jobs.pipeline", *flags])
-        found = _PARTS.search(done.stdout)
-        if not found:
-            raise BenchError(f"jobs.pipeline did not print its parts as {_PARTS.pattern!r}:\n{done.stdout}")
-        parts = {f"of it {name}{SECONDS}": float(seconds) for name, seconds in map(_split, found.group(1).split(", "))}
+        parts = _parts("jobs.pipeline", done.stdout)
         start = json.loads((folder / "work" / "run" / "result.json").read_text())["start_seconds"]
         return {_WHOLE: done.seconds} | parts | {f"of train, {part}{SECONDS}": start[part] for part in _START}
 
     return Case(
         "demo", "the command of make demo: two workers, drawn pictures", Side("jobs.pipeline", ours), is_slow=True
     )
+
+
+def _parts(who: str, said: str) -> Rates:
+    """What the line `seconds` of a closing table says of each part."""
+    found = _PARTS.search(said)
+    if not found:
+        raise BenchError(f"{who} did not print its parts as {_PARTS.pattern!r}:\n{said}")
+    return {f"of it {name}{SECONDS}": float(seconds) for name, seconds in map(_split, found.group(1).split(", "))}
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -42,7 +42,7 @@ def main() -> None:
     data = asked.picture.read_bytes()
     print("| batching | clients | requests/s | p50 ms | p99 ms | refused |\n|---|---|---|---|---|---|", flush=True)
     for batch_size in asked.batch:
-        with server(asked.model, batch_size, has_haproxy=asked.haproxy) as port:
+        with server(asked.model, batch_size, has_haproxy=asked.haproxy) as (port, _):
             asyncio.run(load(port, data, 4, 2.0))  # the first requests warm it up
             for num_clients in asked.clients:
                 found = asyncio.run(load(port, data, num_clients, asked.seconds))
@@ -54,9 +54,16 @@ def main() -> None:
                 )
 
 
+class Started(NamedTuple):
+    """A server that says it is ready: its port, and what it printed until then."""
+
+    port: int
+    said: str
+
+
 @contextmanager
-def server(model: str, batch_size: int, top_k: int = 5, has_haproxy: bool = False) -> Iterator[int]:
-    """jobs.serve with one replica, in a process of its own; yields its port."""
+def server(model: str, batch_size: int, top_k: int = 5, has_haproxy: bool = False) -> Iterator[Started]:
+    """jobs.serve with one replica, in a process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -66,10 +73,12 @@ def server(model: str, batch_size: int, top_k: int = 5, has_haproxy: bool = Fals
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
+        said = ""
         for line in process.stdout:
-            if "serving until" in line:
+            said += line
+            if line.startswith("  description"):  # the last line of its table
                 break
-        yield port
+        yield Started(port, said)
     finally:
         process.terminate()
         process.wait(120)

@@ -10,6 +10,7 @@ set it runs on that cluster; give a --host that others reach.
 
 import signal
 import threading
+import time
 
 from fruitcnn import serving
 from fruitcnn.serving import ServeConfig
@@ -18,15 +19,21 @@ from jobs.cli import progress, ray_session, run, summary
 
 def main(config: ServeConfig) -> None:
     """Serve until told to stop."""
+    began = time.monotonic()
     serving.check(config)
     serving.prepare(config)
     told_to_stop = threading.Event()
+    checked = time.monotonic()
     with ray_session():
+        has_ray = time.monotonic()
         with progress("serve", None, "replicas") as update:
             url = serving.start(config)
             update(config.min_replicas)
+        ready = time.monotonic()
         signal.signal(signal.SIGTERM, lambda *_: told_to_stop.set())
-        summary("serving until Ctrl-C", {"model": config.model}, {"page": url, "description": f"{url}docs"})
+        parts = f"model {checked - began:.1f}, Ray {has_ray - checked:.1f}, replicas {ready - has_ray:.1f}"
+        rows = {"model": config.model, "seconds": f"{ready - began:.0f} = {parts}"}
+        summary("serving until Ctrl-C", rows, {"page": url, "description": f"{url}docs"})
         try:
             while not told_to_stop.wait(1.0):
                 pass
