@@ -28,7 +28,7 @@ def main(config: ClassifyConfig) -> None:
     if f"{storage.normalise(config.predictions)}/".startswith(f"{storage.normalise(config.images)}/"):
         print("note: --predictions lies inside --images: another run over them would take its files for pictures",
               file=sys.stderr)  # fmt: skip
-    report = storage.join(storage.normalise(config.predictions), "report.html")
+    report = storage.join(config.predictions, "report.html")
     if not storage.exists(report):
         from fruitcnn.report import write_report
 
@@ -68,7 +68,7 @@ def _export(config: ClassifyConfig, manifest: RunManifest) -> dict[str, str]:
     if config.csv:
         from fruitcnn.exports import write_csv
 
-        where["csv"] = write_csv(predictions, manifest)
+        where["csv"] = storage.join(config.predictions, storage.name(write_csv(predictions, manifest)))
     if config.organise:
         from fruitcnn.exports import organise
 
