@@ -44,7 +44,7 @@ class Evaluated(NamedTuple):
 
 def evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     """Evaluate and write everything; returns evaluation.json. UsageError: no such model or pictures, or no truth."""
-    from fruitcnn import bundle, evaluation, frozen, truth
+    from fruitcnn import bundle, frozen, truth
     from fruitcnn.inputs import Listing
 
     with storage.argument("--evaluation"):
@@ -71,12 +71,18 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
         "limits": model.limits.model_dump(),
         "config": config.model_dump(),
     }
+    _write(uri, evaluated, said, config.max_pixels)
+    return said
+
+
+def _write(uri: str, evaluated: Evaluated, said: dict[str, Any], max_pixels: int) -> None:
+    from fruitcnn import evaluation
+
     sink = io.BytesIO()
     pq.write_table(evaluated.table, sink, compression="zstd")
     storage.write(storage.join(uri, "answers.parquet"), sink.getvalue())
-    storage.write(storage.join(uri, "report.html"), evaluation.render(evaluated, said, config.max_pixels).encode())
+    storage.write(storage.join(uri, "report.html"), evaluation.render(evaluated, said, max_pixels).encode())
     storage.write_json(storage.join(uri, "evaluation.json"), said)
-    return said
 
 
 def _require_ours_or_empty(uri: str, config: EvaluateConfig) -> None:
