@@ -59,10 +59,6 @@ class Order:
             rows[here] = self.epoch(int(epoch))[offsets[here]]
         return epochs, rows
 
-    def blocks_of_step(self, step: int, global_batch_size: int) -> np.ndarray:
-        """Return the sorted block numbers that the global batch of `step` reads, int64."""
-        return np.unique(self.batch(step, global_batch_size)[1] // self.block_rows)
-
 
 @lru_cache(maxsize=3)
 def _epoch_order(order: Order, epoch: int) -> np.ndarray:
