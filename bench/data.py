@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -46,12 +46,21 @@ class Data(NamedTuple):
         return str(self.unpacked()) if self.source.startswith("synthetic") else self.source
 
     def pictures(self, num_images: int) -> Path:
-        """A folder of `num_images` JPEGs: those of the source, over and over, as hard links."""
-        return _made(self.folder / f"pictures-{num_images}", lambda folder: self._link(folder, num_images))
+        """A folder of `num_images` JPEGs: those of the source, over and over, and no two of the same bytes."""
+        return _made(self.folder / f"distinct-{num_images}", lambda folder: self._number(folder, num_images))
+
+    def repeated(self, num_images: int, num_files: int) -> Path:
+        """A folder of `num_images` JPEGs: `num_files` of the source, over and over, as hard links."""
+        name = f"repeated-{num_images}-of-{num_files}"
+        return _made(self.folder / name, lambda folder: self._link(folder, num_images, num_files))
+
+    def num_files(self) -> int:
+        """Number of pictures of the source."""
+        return len(self._files())
 
     def zipped(self, num_images: int) -> Path:
-        """The same pictures as one zip, stored as they are."""
-        made = _made(self.folder / f"zipped-{num_images}", lambda folder: self._zip(folder, num_images))
+        """The distinct pictures as one zip, stored as they are."""
+        made = _made(self.folder / f"zipped-distinct-{num_images}", lambda folder: self._zip(folder, num_images))
         return made / "pictures.zip"
 
     def photographs(self, num_images: int) -> Path:
@@ -91,14 +100,17 @@ class Data(NamedTuple):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(source.read(record))
 
-    def _link(self, folder: Path, num_images: int) -> None:
-        files = sorted(path for path in self.unpacked().rglob("*") if path.is_file())
-        # Neighbours show the same fruit; in steps through the listing a short folder holds every class too.
-        stride = max(1, len(files) // num_images)
-        for number, file in enumerate(islice(cycle(files[::stride]), num_images)):
-            path = folder / f"{number // _FILES_IN_FOLDER:04d}" / f"{number:08d}{file.suffix}"
-            path.parent.mkdir(exist_ok=True)
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.unpacked().rglob("*") if path.is_file())
+
+    def _link(self, folder: Path, num_images: int, num_files: int) -> None:
+        for file, path in _placed(_some(self._files(), num_files), folder, num_images):
             os.link(file, path)
+
+    def _number(self, folder: Path, num_images: int) -> None:
+        files = _some(self._files(), num_images)
+        for number, (file, path) in enumerate(_placed(files, folder, num_images)):
+            path.write_bytes(_with_comment(file.read_bytes(), f"{number:08d}".encode()))
 
     def _zip(self, folder: Path, num_images: int) -> None:
         pictures = self.pictures(num_images)
@@ -130,6 +142,28 @@ def open_data(source: str | None, work: Path, sizes: tuple[int, int] = SIZES) ->
     chosen = str(Path(source).expanduser().resolve()) if source else DRAWN
     said = f"{chosen} {Path(chosen).stat().st_size if source else ''}"
     return Data(chosen, work / hashlib.sha256(said.encode()).hexdigest()[:12], sizes)
+
+
+def _some(files: Sequence[Path], num: int) -> Sequence[Path]:
+    """At most so many of the files, of every class: neighbours show the same fruit."""
+    return files[:: max(1, len(files) // num)][:num]
+
+
+def _placed(files: Sequence[Path], folder: Path, num_images: int) -> Iterator[tuple[Path, Path]]:
+    """Yield (file, place below folder), the files over and over."""
+    for number, file in enumerate(islice(cycle(files), num_images)):
+        path = folder / f"{number // _FILES_IN_FOLDER:04d}" / f"{number:08d}{file.suffix}"
+        path.parent.mkdir(exist_ok=True)
+        yield file, path
+
+
+def _with_comment(jpeg: bytes, text: bytes) -> bytes:
+    """The same picture with other bytes: whoever remembers files by their bytes has never seen it."""
+    if jpeg[:2] != b"\xff\xd8":
+        raise BenchError(f"pictures: got a file that starts with {jpeg[:4]!r}, wanted JPEGs only")
+    # Behind the header of JFIF, which comes first where there is one.
+    start = 4 + int.from_bytes(jpeg[4:6]) if jpeg[2:4] == b"\xff\xe0" else 2
+    return jpeg[:start] + b"\xff\xfe" + (2 + len(text)).to_bytes(2) + text + jpeg[start:]
 
 
 def _draw_photographs(folder: Path, num_images: int) -> None:
