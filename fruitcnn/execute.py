@@ -190,6 +190,8 @@ def _on_ray(run: "Run", parts: Sequence[int], options: Options) -> Iterator[Outc
     num_gpus = int(ray.cluster_resources().get("GPU", 0)) if run.runtime in GPU_RUNTIMES else 0
     wanted = min(run.config.num_actors or num_gpus, num_gpus) if num_gpus else run.config.num_actors
     num_actors, cpus_per_actor = share_out(node_cpus, wanted, len(parts))
+    # As many as were asked for; else more as nodes join, as Ray Data starts no more than there are CPUs for.
+    most = num_actors if run.config.num_actors or num_gpus else len(parts)
     numbers = [{"part": part} for part in parts]
     # Ray 2.60 announces that max_task_retries goes, and names nothing in its place; without it, a picture that takes
     # its process down would be tried for ever.
@@ -200,7 +202,8 @@ def _on_ray(run: "Run", parts: Sequence[int], options: Options) -> Iterator[Outc
         batch_size=1,
         fn_constructor_args=(run.predictions, run.config.model, run.runtime, options),
         compute=ray.data.ActorPoolStrategy(
-            size=num_actors,
+            min_size=num_actors,
+            max_size=most,
             max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
             max_tasks_in_flight_per_actor=2 * CALLS_PER_ACTOR,
             enable_true_multi_threading=True,
@@ -212,4 +215,11 @@ def _on_ray(run: "Run", parts: Sequence[int], options: Options) -> Iterator[Outc
     outcomes.set_name(f"classify-{run.plan.run_id[:8]}")  # what Ray's dashboard calls it
     for row in outcomes.iter_rows():
         outcome = Outcome.model_validate_json(row["outcome"])
-        yield outcome.model_copy(update={"num_cpus": num_actors * cpus_per_actor})
+        num_cpus = min(most * cpus_per_actor, max(num_actors * cpus_per_actor, _num_cpus()))
+        yield outcome.model_copy(update={"num_cpus": num_cpus})
+
+
+def _num_cpus() -> int:
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 0))
