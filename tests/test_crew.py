@@ -16,6 +16,7 @@ from fruitcnn.classify import Run, classify, prepare
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.crew import Member
 from fruitcnn.predictions import pending_parts
+from jobs.classify import describe
 from tests import frozen_run
 from tests.frozen_run import no_progress
 
@@ -73,6 +74,7 @@ def test_repeats_change_no_byte_whoever_remembers_them(
     found, wanted = classify(remembering, no_progress), classify(forgetful, no_progress)
     assert found.parts == wanted.parts
     assert found.timing.effort.num_repeats >= 330 - num * 26 > wanted.timing.effort.num_repeats
+    assert describe(found)["duplicates"].startswith(f"{found.timing.effort.num_repeats:,} files")
 
 
 def test_a_member_commits_what_it_is_asked_for(run: Run, member: Member) -> None:
