@@ -172,7 +172,7 @@ class Workers:
             self._models.put(model)
         self.meter = Meter()
         return_large_blocks()
-        self._memory = Memory(remembered.num_entries(options.memory_bytes, self.num_labels) if remembers else 0)
+        self._memory = Memory(remembered.num_inputs(options.memory_bytes, self.num_labels) if remembers else 0)
         self._steady: bool | None = None
         self._budget = Budget(left_for_pictures(options.memory_bytes - options.memory_bytes // remembered.SHARE))
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="batch")
@@ -211,7 +211,7 @@ class Workers:
         prepare_seconds, began = time.thread_time() - began, time.perf_counter()
         answered = batch.answered(self._answer(batch.pictures))
         model_seconds = time.perf_counter() - began
-        self._memory.add(answered.entries)
+        self._memory.add(answered)
         self.meter.add(
             Effort(
                 num_inputs=len(batch.facts),

@@ -18,8 +18,8 @@ from fruitcnn.familiar import Answers
 SHARE = 32
 """One of so many bytes of a process's budget may be taken by what is remembered."""
 
-_ENTRY_BYTES = 640
-"""What an entry takes besides its row of probabilities: measured, with hash, name and its place in two dictionaries."""
+_INPUT_BYTES = 640
+"""What an input takes besides its row of probabilities: measured, with hash, name and its place in two dictionaries."""
 
 
 class Facts(NamedTuple):
@@ -41,39 +41,58 @@ class Entry(NamedTuple):
     row: int
 
 
-class Memory:
-    """Entries by sha256, those added last; a whole batch is forgotten at a time. Thread-safe.
+class Answered(NamedTuple):
+    """Of each input of a batch its facts and the row of its answer (any, for one that was rejected); never changed.
 
-    Whoever adds what was found here once more keeps it from being forgotten.
+    seen: sha256 -> which input had these bytes first.
     """
 
-    def __init__(self, max_entries: int) -> None:
-        self.max_entries = max_entries
-        self._entries: dict[str, Entry] = {}
-        self._batches: deque[Mapping[str, Entry]] = deque()
-        self._num_held = 0  # those that a later batch has anew count twice
+    facts: list[Facts]
+    answers: Answers
+    rows: list[int]
+    seen: Mapping[str, int]
+
+    def entry(self, sha256: str) -> Entry:
+        """What became of the file with this hash."""
+        which = self.seen[sha256]
+        return Entry(self.facts[which], self.answers, self.rows[which])
+
+
+class Memory:
+    """What became of the last max_inputs inputs, by sha256; whole batches are forgotten. Thread-safe.
+
+    A batch holds what was found here for it once more: what repeats often is not forgotten. Nothing is made for a
+    single input, so that remembering costs little where nothing repeats.
+    """
+
+    def __init__(self, max_inputs: int) -> None:
+        self.max_inputs = max_inputs
+        self._newest: dict[str, Answered] = {}
+        self._batches: deque[Answered] = deque()
+        self._num_inputs = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Number of files remembered."""
-        return len(self._entries)
+        """Number of different files remembered."""
+        return len(self._newest)
 
     def get(self, sha256: str) -> Entry | None:
         """What is remembered of a file with this hash."""
-        return self._entries.get(sha256)
+        batch = self._newest.get(sha256)
+        return batch.entry(sha256) if batch else None
 
-    def add(self, batch: Mapping[str, Entry]) -> None:
-        """Remember a batch, and forget the oldest until there are at most max_entries; it must not change later."""
+    def add(self, batch: Answered) -> None:
+        """Remember a batch, and forget the oldest until there are at most max_inputs."""
         with self._lock:
-            self._entries.update(batch)
+            self._newest.update(dict.fromkeys(batch.seen, batch))
             self._batches.append(batch)
-            self._num_held += len(batch)
-            while self._num_held > self.max_entries:
+            self._num_inputs += len(batch.facts)
+            while self._num_inputs > self.max_inputs:
                 oldest = self._batches.popleft()
-                self._num_held -= len(oldest)
-                for sha256, entry in oldest.items():
-                    if self._entries.get(sha256) is entry:
-                        del self._entries[sha256]
+                self._num_inputs -= len(oldest.facts)
+                for sha256 in oldest.seen:
+                    if self._newest.get(sha256) is oldest:
+                        del self._newest[sha256]
 
 
 class Batch:
@@ -116,7 +135,7 @@ class Batch:
         if pixels is not None:
             self.pictures.append(pixels)
 
-    def answered(self, answers: Answers) -> "Answered":
+    def answered(self, answers: Answers) -> Answered:
         """Everything together; answers: of the pictures, or of one that is none where there are no pictures."""
         num = len(answers.unlike)
         rows = [place if place >= 0 else num + ~place for place in self._places]
@@ -124,22 +143,12 @@ class Batch:
             earlier = ([column[entry.row] for column in entry.answers] for entry in self._recalled)
             columns = zip(answers, zip(*earlier, strict=True), strict=True)
             answers = Answers(*(np.concatenate([here, np.array(there)]) for here, there in columns))
-        entries = {sha256: Entry(self.facts[which], answers, rows[which]) for sha256, which in self._seen.items()}
-        return Answered(self.facts, answers, rows, entries)
+        return Answered(self.facts, answers, rows, self._seen)
 
 
-class Answered(NamedTuple):
-    """Of each input of a batch its facts and the row of its answer (any, for one that was rejected); by hash."""
-
-    facts: list[Facts]
-    answers: Answers
-    rows: list[int]
-    entries: dict[str, Entry]
-
-
-def num_entries(memory_bytes: int, num_labels: int) -> int:
-    """How many files a process with this budget remembers."""
-    return memory_bytes // SHARE // (_ENTRY_BYTES + 4 * num_labels)
+def num_inputs(memory_bytes: int, num_labels: int) -> int:
+    """How many inputs a process with this budget remembers."""
+    return memory_bytes // SHARE // (_INPUT_BYTES + 4 * num_labels)
 
 
 def is_steady(

@@ -11,31 +11,28 @@ from hypothesis import strategies as st
 
 from fruitcnn import frozen, remembered
 from fruitcnn.familiar import Answers
-from fruitcnn.remembered import Batch, Entry, Facts, Memory
+from fruitcnn.remembered import Answered, Batch, Facts, Memory
 
 Pixels = npt.NDArray[np.uint8]
 NO_ANSWERS = Answers(np.zeros((1, 2), np.float32), np.zeros(1, np.float32))
 
 
-def entry(name: str, batch: int) -> Entry:
-    return Entry(Facts(f"{name} of {batch}", name, 1, 1, None, None), NO_ANSWERS, 0)
-
-
-@given(st.lists(st.sets(st.integers(0, 30), max_size=12), max_size=30), st.integers(0, 20))
-def test_the_last_files_are_remembered_and_never_more_than_allowed(batches: list[set[int]], limit: int) -> None:
+@given(st.lists(st.lists(st.integers(0, 30), max_size=12), max_size=30), st.integers(0, 30))
+def test_the_last_inputs_are_remembered_and_never_more_than_allowed(batches: list[list[int]], limit: int) -> None:
     memory, newest = Memory(limit), {}
     for number, names in enumerate(batches):
-        memory.add({str(name): entry(str(name), number) for name in names})
+        facts = [Facts(f"{name} of {number}", str(name), 1, 1, None, None) for name in names]
+        seen = {str(name): names.index(name) for name in names}
+        memory.add(Answered(facts, NO_ANSWERS, [0] * len(names), seen))
         newest |= {str(name): f"{name} of {number}" for name in names}
-        assert len(memory) <= limit
-        found = {name: known.facts.id for name in newest if (known := memory.get(name))}
-        assert len(found) == len(memory)
+        found = {name: entry.facts.id for name in newest if (entry := memory.get(name))}
+        assert len(found) == len(memory) <= limit
         assert found.items() <= newest.items()
         kept, held = set(), 0
-        for names_before in batches[number::-1]:
-            if (held := held + len(names_before)) > limit:
+        for earlier in batches[number::-1]:
+            if (held := held + len(earlier)) > limit:
                 break
-            kept |= {str(name) for name in names_before}
+            kept |= {str(name) for name in earlier}
         assert found.keys() == kept
 
 
@@ -52,7 +49,7 @@ def test_every_input_has_the_answer_to_its_bytes(batches: list[list[tuple[int, b
             digest = str(number) if is_there else None
             batch.take(Facts(str(place), digest, number, 1, cause, None), None if cause else pixels_of(number))
         found = batch.answered(answer(np.stack(batch.pictures)) if batch.pictures else NO_ANSWERS)
-        memory.add(found.entries)
+        memory.add(found)
         assert len(batch.pictures) == len({n for n, is_there in files if is_there and n % 5} - known)
         for place, (number, is_there) in enumerate(files):
             facts, row = found.facts[place], found.rows[place]
