@@ -57,7 +57,9 @@ def from_os(uri: str, error: OSError | ValueError) -> StorageError:
     cause = (error.strerror or str(error)).lower()
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return NotFoundError(uri, cause)
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno == errno.EROFS:
+        return PermissionDeniedError(uri, f"{cause}: name another folder, or mount it for writing")
+    if error.errno in (errno.EACCES, errno.EPERM):
         return PermissionDeniedError(uri, f"{cause}: check the owner and the mode of the file and its folder")
     return StorageError(uri, cause)
 

@@ -24,6 +24,9 @@ def main(config: ClassifyConfig) -> None:
     if config.dry_run:
         summary("plan", dry_run(config) | _precision(config), {"images": config.images})
         return
+    if config.organise:
+        with storage.argument("--organise"):
+            storage.require_writable(storage.join(config.organise, "copies", "part-00000.csv"))
     manifest = classify(config, progress, ray_session)
     if f"{storage.normalise(config.predictions)}/".startswith(f"{storage.normalise(config.images)}/"):
         print("note: --predictions lies inside --images: another run over them would take its files for pictures",

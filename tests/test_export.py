@@ -278,7 +278,9 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     made: Frozen, read_only: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fruitcnn.freezing._build", lambda *_: pytest.fail("it began"))
-    with pytest.raises(UsageError, match=rf"--model: {read_only}/new/MODEL_CARD.md: read-only file system: check the"):
+    with pytest.raises(
+        UsageError, match=rf"--model: {read_only}/new/MODEL_CARD.md: read-only file system: name another"
+    ):
         again(made, read_only / "new")
 
 

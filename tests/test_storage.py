@@ -344,7 +344,7 @@ def test_a_place_that_can_be_written_is_left_as_it_was(any_prefix: str) -> None:
 
 @pytest.mark.fault
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, read_only: Path) -> None:
-    with pytest.raises(storage.PermissionDeniedError, match="read-only/a/x: read-only file system: check the owner"):
+    with pytest.raises(storage.PermissionDeniedError, match="read-only/a/x: read-only file system: name another"):
         storage.require_writable(str(read_only / "a" / "x"))
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(storage.NotFoundError, match="file/x: not a directory"):

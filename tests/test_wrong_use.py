@@ -253,6 +253,16 @@ def test_predictions_inside_the_pictures_are_pointed_out(shell: Shell, place: Pa
     assert "note: --predictions lies inside --images: another run over them would take its files" in outcome.said
 
 
+def test_a_folder_to_organise_into_that_cannot_be_written_is_told_before_the_work(
+    shell: Shell, place: Path, read_only: Path, tmp_path: Path
+) -> None:
+    command = f"classify --model {place}/model --images {place}/two --predictions {tmp_path}/out"
+    outcome = shell(*command.split(), "--organise", f"{read_only}/sorted")
+    assert outcome.code == 2
+    assert re.search(r"--organise: \S+/part-00000.csv: read-only file system: name another folder", outcome.said)
+    assert not (tmp_path / "out").exists()
+
+
 # --- object storage
 
 ON_S3 = {
