@@ -55,8 +55,10 @@ def from_os(uri: str, error: OSError | ValueError) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(uri, "no space left on the device: free some, or name another folder")
     cause = (error.strerror or str(error)).lower()
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+    if error.errno == errno.ENOENT:
         return NotFoundError(uri, cause)
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):  # as os.makedirs says it of the last folder
+        return NotFoundError(uri, "a file lies where its folder would be: name another folder")
     if error.errno == errno.EROFS:
         return PermissionDeniedError(uri, f"{cause}: name another folder, or mount it for writing")
     if error.errno in (errno.EACCES, errno.EPERM):

@@ -347,7 +347,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, read_only: Path
     with pytest.raises(storage.PermissionDeniedError, match="read-only/a/x: read-only file system: name another"):
         storage.require_writable(str(read_only / "a" / "x"))
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(storage.NotFoundError, match="file/x: not a directory"):
+    with pytest.raises(storage.NotFoundError, match="file/x: a file lies where its folder would be: name"):
         storage.require_writable(str(tmp_path / "file" / "x"))
 
 

@@ -32,6 +32,7 @@ from fruitcnn.shard_config import ShardConfig
 from fruitcnn.shards import write_dataset
 from jobs.cli import progress, run
 from jobs.pipeline import PipelineConfig
+from tests import frozen_run
 from tests.disks import disk
 
 CONFIGS: dict[str, type[BaseModel]] = {
@@ -94,6 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "done").mkdir()
     (place / "done/plan.json").write_text("{}")
     (place / "bad.yaml").write_text("source: [")
+    frozen_run.write_dataset(place / "whole")
     write_bundle(place / "model")
     return place
 
@@ -138,6 +140,10 @@ WRONG = {
     "classify without manifest": (
         "classify --model {}/model --images {}/half --predictions {}/new",
         r"--images \S+/half: got the shards of a data set without .* run \"python -m jobs.shard .*to the end first",
+    ),
+    "file for a run": (
+        "train --dataset {}/whole --run {}/bad.yaml",
+        r"--run: \S+/bad.yaml/config.json: a file lies where its folder would be: name another folder",
     ),
     "batch of train": (
         "train --dataset {}/half --run {}/new --num-workers 3 --global-batch-size 64",
