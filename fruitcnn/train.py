@@ -119,6 +119,8 @@ def _fit(config: TrainConfig, facts: Facts, board: Any, called_at: float) -> Non
     # A process of its own that asks for nodes about to be taken away: checkpoints are frequent enough without it.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     cpus = config.cpus_per_worker or _cpus_per_worker(config)
+    if not os.environ.get("RAY_ADDRESS") and not _has_room(config, cpus):
+        raise _too_large(config, cpus)  # a cluster may get nodes yet, a machine gets none
     scaling = ray.train.ScalingConfig(
         num_workers=(config.min_workers, config.num_workers) if config.min_workers else config.num_workers,
         use_gpu=config.use_gpu,
@@ -162,14 +164,23 @@ def _has_room(config: TrainConfig, cpus: int) -> bool:
     return num_workers * cpus <= have.get("CPU", 0) and (not config.use_gpu or num_workers <= have.get("GPU", 0))
 
 
+def _too_large(config: TrainConfig, cpus: int) -> UsageError:
+    return UsageError(f"{_asked(config, cpus)}; {_at_hand()}: give fewer workers, or smaller ones")
+
+
 def _never_started(config: TrainConfig, cpus: int) -> runs.TrainError:
+    asked = f"{_asked(config, cpus)}, which did not start within {_START_SECONDS} s"
+    return runs.TrainError(f"{asked}; {_at_hand()}: give fewer workers, or add nodes")
+
+
+def _asked(config: TrainConfig, cpus: int) -> str:
+    each = f"{cpus} CPUs" + (" and a GPU (--use-gpu)" if config.use_gpu else "")
+    return f"--num-workers: got {config.min_workers or config.num_workers}, each with {each}"
+
+
+def _at_hand() -> str:
     have = ray.cluster_resources()
-    wanted = f"{cpus} CPUs" + (" and a GPU" if config.use_gpu else "")
-    return runs.TrainError(
-        f"--num-workers: got {config.min_workers or config.num_workers}, each with {wanted}, which did not start "
-        f"within {_START_SECONDS} s; the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs: give "
-        "fewer workers, or add nodes"
-    )
+    return f"there are {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
 
 
 def _cpus_per_worker(config: TrainConfig) -> int:

@@ -108,8 +108,26 @@ def test_what_the_user_can_mend_is_not_tried_again(dataset: str, tmp_path: Path)
 def test_workers_that_the_cluster_has_no_room_for_are_said_instead_of_waited_for(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a cluster after a while: it may be about to get nodes."""
     from fruitcnn import train as train_module
 
     monkeypatch.setattr(train_module, "_START_SECONDS", 2)
+    monkeypatch.setenv("RAY_ADDRESS", "a cluster's")
     with pytest.raises(runs.TrainError, match=r"--num-workers: got 2, each with 1000 CPUs.*give fewer workers"):
         train_module.train(config(dataset, tmp_path / "run", num_workers=2, cpus_per_worker=1000), silent)
+
+
+@pytest.mark.parametrize(
+    "too_much",
+    [{"cpus_per_worker": 1000}, {"use_gpu": True, "num_workers": 64, "global_batch_size": 2048}],
+)
+def test_what_this_machine_has_no_room_for_is_said_at_once(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, too_much: dict[str, Any]
+) -> None:
+    from fruitcnn import train as train_module
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(
+        UsageError, match=r"--num-workers: got \d+, each with \d+ CPUs.* there are \d+ CPUs and \d+ GPUs"
+    ):
+        train_module.train(config(dataset, tmp_path / "run", **too_much), silent)
