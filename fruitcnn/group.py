@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from fruitcnn import shared_sum
@@ -22,13 +24,15 @@ Add = Callable[[list[tf.Tensor]], list[tf.Tensor]]
 class Group(NamedTuple):
     """`add` returns the sums of tensors of one type over the workers, in the graph of a step; all must call it.
 
-    A worker learns from `num_parts` parts of its rows side by side.
+    A worker learns from `num_parts` parts of its rows side by side. `open_shares(arrays)` opens memory in which the
+    workers divide among them what has the shapes of `arrays`; None where they are on several nodes, or alone.
     """
 
     strategy: tf.distribute.Strategy
     size: int
     add: Add
     num_parts: int
+    open_shares: Callable[[list[np.ndarray]], shared_sum.SharedShares] | None = None
 
 
 def alone(num_parts: int = 1) -> Group:
@@ -46,17 +50,19 @@ def open_group(config: TrainConfig, world_size: int, num_threads: int) -> Group:
     if world_size == 1:
         return alone(num_parts)
     task = json.loads(os.environ["TF_CONFIG"])
-    strategy, add = _meet(task["cluster"]["worker"], task["task"]["index"], use_gpu=config.use_gpu)
-    return Group(strategy, world_size, add, num_parts)
+    return _meet(task["cluster"]["worker"], task["task"]["index"], num_parts, use_gpu=config.use_gpu)
 
 
-def _meet(addresses: list[str], rank: int, *, use_gpu: bool) -> tuple[tf.distribute.Strategy, Add]:
-    hosts = {address.rpartition(":")[0] for address in addresses}
+def _meet(addresses: list[str], rank: int, num_parts: int, *, use_gpu: bool) -> Group:
+    size, hosts = len(addresses), {address.rpartition(":")[0] for address in addresses}
     if use_gpu or not shared_sum.IS_POSSIBLE or len(hosts) > 1:
-        return tf.distribute.MultiWorkerMirroredStrategy(), _all_reduce
+        return Group(tf.distribute.MultiWorkerMirroredStrategy(), size, _all_reduce, num_parts)
     # Nobody listens at these ports, so that another group may have been given one of them, but not all.
-    memory = shared_sum.SharedSum(",".join(addresses), rank, len(addresses))
-    return tf.distribute.get_strategy(), _through(memory)
+    meeting = ",".join(addresses)
+    add = _through(shared_sum.SharedSum(meeting, rank, size))
+    return Group(
+        tf.distribute.get_strategy(), size, add, num_parts, partial(shared_sum.SharedShares, meeting, rank, size)
+    )
 
 
 def _all_reduce(tensors: list[tf.Tensor]) -> list[tf.Tensor]:

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fruitcnn.adamw import FusedAdamW
+from fruitcnn.adamw import DividedAdamW, FusedAdamW
 from fruitcnn.augment import augment
 from fruitcnn.checkpoints import State
 from fruitcnn.group import Group
@@ -69,15 +69,16 @@ class Replica:
         # What differs between the workers until it is averaged over them.
         self._local = averages + [mean for source, mean in of_weights if source.synchronization == "on_read"]
         self.num_frozen_steps = frozen_steps(config, num_steps)
+        self._divided, self._is_loaded = self._divide(), False
         # Of a network with weights of other pictures, first the last layer alone learns.
         learning = {True: self.model.layers[-2].trainable_variables, False: self.model.trainable_variables}
         self._steps = {
-            is_frozen: tf.function(self._distributed(partial(self._train_rows, variables)), reduce_retracing=True)
+            is_frozen: _graph(self._distributed(partial(self._train_rows, variables)))
             for is_frozen, variables in learning.items()
         }
-        self._score = tf.function(self._distributed(self._score_rows), reduce_retracing=True)
-        self._sum = tf.function(self._distributed(self._sum_over_workers), reduce_retracing=True)
-        self._values = tf.function(self._distributed(self._local_values))
+        self._score = _graph(self._distributed(self._score_rows))
+        self._sum = _graph(self._distributed(self._sum_over_workers))
+        self._values = _graph(self._distributed(self._local_values))
 
     def step(self, images: np.ndarray, labels: np.ndarray, keys: np.ndarray, number: int) -> tuple[Any, Any, Any]:
         """Take step `number` on this worker's rows; return its loss sum, its number of right answers and the seconds
@@ -85,6 +86,9 @@ class Replica:
 
         `images` uint8 (n, H, W, 3), `labels` int64 (n,), `keys` int32 (n,) of sampling.row_keys.
         """
+        if self._divided and not self._is_loaded:
+            self._divided.load()
+            self._is_loaded = True
         step = self._steps[number < self.num_frozen_steps]
         return step(tf.constant(images), tf.constant(labels), tf.constant(keys))
 
@@ -111,7 +115,11 @@ class Replica:
         return all(np.isfinite(np.asarray(variable.value)).all() for variable in self.model.trainable_variables)
 
     def average_statistics(self) -> None:
-        """Set the moving averages to their mean over the workers; all must call it together."""
+        """Set the moving averages to their mean over the workers, and collect what each holds of the optimizer's state;
+        all must call it together.
+        """
+        if self._divided and self._is_loaded:
+            self._divided.collect()
         if not self._local or self.group.size == 1:
             return
         values = self._own_values()
@@ -127,7 +135,9 @@ class Replica:
         With weight averaging `weights` are the averaged ones; those that training goes on from follow the optimizer's.
         """
         values = self._own_values()
-        model = [values[id(variable)] for variable in self.model.variables]
+        # A copy: a checkpoint is written while the next steps write to the memory of divided weights.
+        copied = np.array if self._divided else np.asarray
+        model = [copied(values[id(variable)]) for variable in self.model.variables]
         optimizer = [np.asarray(variable.value) for variable in self.optimizer.variables]
         if not self._averaged:
             return State(step, model, optimizer)
@@ -141,11 +151,26 @@ class Replica:
                 raise ValueError(f"checkpoint of step {state.step}: its arrays do not fit {self.config.architecture}")
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
+        self._is_loaded = False
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the workers divide the optimizer's work among them."""
+        return self._divided is not None
 
     def restart_averages(self) -> None:
         """Let the averaged weights begin at the weights of now, which were not drawn but given."""
         for variable, average in zip(self.model.variables, self._averaged, strict=bool(self._averaged)):
             average.assign(np.asarray(variable.value))
+
+    def _divide(self) -> DividedAdamW | None:
+        """Divide the optimizer's work among workers that share memory, where nobody asks for the whole gradient."""
+        open_shares, is_adamw = self.group.open_shares, isinstance(self.optimizer, FusedAdamW)
+        if not open_shares or not is_adamw or self.config.clip_norm or self.num_frozen_steps:
+            return None
+        variables = self.model.trainable_variables
+        memory = open_shares([np.asarray(variable.value) for variable in variables])
+        return DividedAdamW(self.optimizer, variables, memory)
 
     def _start_averages(self) -> list[keras.Variable]:
         return [local_average(f"average_{n}", np.asarray(v.value)) for n, v in enumerate(self.model.variables)]
@@ -180,8 +205,11 @@ class Replica:
         with one_batch():
             losses, rights, of_parts = zip(*(self._learn_from(variables, *part) for part in split), strict=True)
         own = [tf.add_n(each) for each in zip(*of_parts, strict=True)]
-        gradients, seconds = self._sum_gradients(own)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        if self._divided:
+            seconds = self._divided.step(own)
+        else:
+            gradients, seconds = self._sum_gradients(own)
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         if self._averaged:
             self._follow_weights()
         return tf.add_n(losses), tf.add_n(rights), seconds
@@ -243,6 +271,11 @@ class Replica:
     def _local_values(self) -> list[tf.Tensor]:
         # Inside a replica an "on_read" variable gives this worker's own value; outside it would start an all-reduce.
         return [tf.identity(variable.value) for variable in (*self.model.variables, *self._averaged)]
+
+
+def _graph(function: Any) -> Any:
+    # Autograph, of which nothing here makes use, leaves a file in the temporary folder where a process is ended by Ray.
+    return tf.function(function, reduce_retracing=True, autograph=False)
 
 
 def _num_right(labels: tf.Tensor, probabilities: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

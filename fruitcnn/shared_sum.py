@@ -1,9 +1,9 @@
 """Sums of arrays over the processes of one node, through memory that they share; below group. Pure, Linux only.
 
-Each process copies its arrays into a piece of its own, sums its share of all pieces in the order of the ranks, and sees
-the whole sum: the same bits in every process and in every run. They wait for each other with a byte over a Unix socket:
-a process that ends closes its end, so that nobody waits for the dead. Neither the memory nor the socket has a name in a
-file system: nothing stays behind, whichever way the processes end.
+Each process sums its share of all arrays in the order of the ranks, copies the shares of the others into a piece of
+memory of its own for them to read, and sees the whole sum: the same bits in every process and in every run. They wait
+for each other with a byte over a Unix socket: a process that ends closes its end, so that nobody waits for the dead.
+Neither the memory nor the socket has a name in a file system: nothing stays behind, whichever way the processes end.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -44,18 +45,10 @@ class SharedSum:
 
         `arrays` are of one type of number; in the next call they may be others. Raises PeerLostError.
         """
-        layout = self._layout(arrays)
-        for place, array in zip(layout.own, arrays, strict=True):
-            np.copyto(place, array)
+        layout = self._layout(arrays, len(self._pieces) - 1)
+        self._sum_own(layout, arrays)
         self._meet()
-        first, second, *others = layout.shares
-        # No word of infinities, as in TensorFlow; between the arrays lies what was left of others.
-        with np.errstate(all="ignore"):
-            np.add(first, second, out=layout.share_of_sum)
-            for other in others:
-                np.add(layout.share_of_sum, other, out=layout.share_of_sum)
-        self._meet()
-        return layout.sums
+        return layout.whole
 
     def close(self) -> None:
         """Leave the group: the others' next call raises PeerLostError."""
@@ -76,13 +69,26 @@ class SharedSum:
             self.close()
             raise PeerLostError(f"rank {self.rank} of {self.size} waited for a worker that has ended") from error
 
-    def _layout(self, arrays: Sequence[np.ndarray]) -> _Layout:
+    def _sum_own(self, layout: _Layout, arrays: Sequence[np.ndarray]) -> None:
+        flat = [array.reshape(-1) for array in arrays]
+        for number, numbers, place in layout.of_others:
+            np.copyto(place, flat[number][numbers])
+        self._meet()
+        # No word of infinities, as in TensorFlow.
+        with np.errstate(all="ignore"):
+            for number, numbers, pieces, out in layout.own:
+                first, second, *others = (flat[number][numbers] if piece is None else piece for piece in pieces)
+                np.add(first, second, out=out)
+                for other in others:
+                    np.add(out, other, out=out)
+
+    def _layout(self, arrays: Sequence[np.ndarray], place_of_sums: int) -> _Layout:
         signature = (arrays[0].dtype, *(array.shape for array in arrays))
         if signature not in self._layouts:
             num_bytes = sum(_aligned(array.nbytes) for array in arrays)
             if num_bytes > self._pieces.shape[1]:
                 self._grow(num_bytes)
-            self._layouts[signature] = _lay_out(arrays, self._pieces[:, :num_bytes], self.rank)
+            self._layouts[signature] = _lay_out(arrays, self._pieces[:, :num_bytes], self.rank, place_of_sums)
         return self._layouts[signature]
 
     def _grow(self, num_bytes: int) -> None:
@@ -95,22 +101,76 @@ class SharedSum:
         self._layouts.clear()
 
 
+class SharedShares(SharedSum):
+    """Sums of which each process gets its share only, to make its share of something else of; all see all of that."""
+
+    def __init__(self, meeting: str, rank: int, size: int, arrays: Sequence[np.ndarray]) -> None:
+        """`arrays`: what is summed is always of these shapes, and of this one type."""
+        super().__init__(f"{meeting} shares", rank, size)
+        self._all = self._layout(arrays, rank)
+
+    def share_of(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return this rank's share of arrays that are the same everywhere, (n,): which part that is does not matter."""
+        flat = np.zeros(self._pieces.shape[1], np.uint8)
+        for place, array in zip(_views(flat, arrays), arrays, strict=True):
+            np.copyto(place, array)
+        return flat[self._all.cuts[self.rank] : self._all.cuts[self.rank + 1]].view(arrays[0].dtype)
+
+    def sum(self, *arrays: np.ndarray) -> np.ndarray:
+        """Return this rank's share of the sums, (n,), a view that holds until the next call; `spread` must follow."""
+        self._sum_own(self._all, arrays)
+        return self._of_rank(self.rank, self.rank)
+
+    def spread(self, share: np.ndarray) -> list[np.ndarray]:
+        """Return all shares joined to arrays of the known shapes: views that hold until this rank's next sum."""
+        np.copyto(self._of_rank(-1, self.rank), share)
+        self._meet()
+        return self._all.whole
+
+    def collect(self, share: np.ndarray) -> list[np.ndarray]:
+        """Return the same as copies, beside what `spread` has returned."""
+        np.copyto(self._of_rank(self.rank, self.rank), share)
+        self._meet()
+        flat = np.concatenate([self._of_rank(rank, rank) for rank in range(self.size)])
+        self._meet()
+        return _views(flat.view(np.uint8), self._all.whole)
+
+    def _of_rank(self, piece: int, rank: int) -> np.ndarray:
+        return self._pieces[piece, self._all.cuts[rank] : self._all.cuts[rank + 1]].view(self._all.whole[0].dtype)
+
+
 class _Layout(NamedTuple):
-    """Where arrays of certain shapes lie: this rank's own, its share of every rank's and of the sum, and the sums."""
+    """Where arrays of certain shapes lie; a part of one is its place among the arrays, and the numbers in it."""
 
-    own: list[np.ndarray]
-    shares: list[np.ndarray]
-    share_of_sum: np.ndarray
-    sums: list[np.ndarray]
+    cuts: list[int]
+    """The bytes between which the share of each rank lies in a piece."""
+    of_others: list[tuple[int, slice, np.ndarray]]
+    """The parts that other ranks sum, and where this rank hands them over."""
+    own: list[tuple[int, slice, list[np.ndarray | None], np.ndarray]]
+    """The parts that this rank sums, where every rank hands them over (None: this one, which need not), and the sum."""
+    whole: list[np.ndarray]
+    """The arrays as all see them."""
 
 
-def _lay_out(arrays: Sequence[np.ndarray], pieces: np.ndarray, rank: int) -> _Layout:
-    """Lay `arrays` out in `pieces`, uint8 (ranks + 1, n): one for each rank, and the sum's."""
-    dtype, size, num_lines = arrays[0].dtype, len(pieces) - 1, pieces.shape[1] // _ALIGNMENT
+def _lay_out(arrays: Sequence[np.ndarray], pieces: np.ndarray, rank: int, place_of_sums: int) -> _Layout:
+    """Lay `arrays` out in `pieces`, uint8 (ranks + 1, n): one for each rank, and the one that all see."""
+    size, num_lines = len(pieces) - 1, pieces.shape[1] // _ALIGNMENT
     cuts = [num_lines * each // size * _ALIGNMENT for each in range(size + 1)]
-    *shares, share_of_sum = (piece[cuts[rank] : cuts[rank + 1]].view(dtype) for piece in pieces)
-    own, sums = (_views(piece, arrays) for piece in (pieces[rank], pieces[-1]))
-    return _Layout(own, shares, share_of_sum, sums)
+    layout, start = _Layout(cuts, [], [], _views(pieces[-1], arrays)), 0
+    for number, array in enumerate(arrays):
+        for owner, cut in enumerate(pairwise(cuts)):
+            begin, end = max(cut[0], start), min(cut[1], start + array.nbytes)
+            if begin >= end:
+                continue
+            numbers = slice((begin - start) // array.itemsize, (end - start) // array.itemsize)
+            handed = [piece[begin:end].view(array.dtype) for piece in pieces]
+            if owner == rank:
+                others = [None if each == rank else handed[each] for each in range(size)]
+                layout.own.append((number, numbers, others, handed[place_of_sums]))
+            else:
+                layout.of_others.append((number, numbers, handed[rank]))
+        start += _aligned(array.nbytes)
+    return layout
 
 
 def _views(piece: np.ndarray, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

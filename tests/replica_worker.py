@@ -24,7 +24,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "weight_averaging": 0.5,
     },
 }
-LEARNING_RATES = {("exact", "sgd"): 3e-4, ("everything", "sgd"): 5e-3, ("exact", "rmsprop"): 1e-3}
+LEARNING_RATES = {
+    ("exact", "sgd"): 3e-4,
+    ("everything", "sgd"): 5e-3,
+    ("exact", "rmsprop"): 1e-3,
+    ("exact", "adamw"): 1e-3,
+}
 CLASS_WEIGHTS = {"exact": [1.0] * NUM_CLASSES, "everything": [1.0, 2.0, 1.0, 0.5, 1.0, 1.0]}
 
 
@@ -79,7 +84,8 @@ def main(
     same = everything(replica.state(num_steps))
     assert all((a == b).all() for a, b in zip(ended, same, strict=True)), "what is restored is what was saved"
     weights = {f"{index:03d}": value for index, value in enumerate(ended)}
-    np.savez(out, losses=totals, score=np.array(score), moved=moved, rows=rows, **weights)
+    told = {"losses": totals, "score": np.array(score), "moved": moved, "rows": rows}
+    np.savez(out, is_divided=replica.is_divided, **told, **weights)
 
 
 def everything(state: Any) -> list[np.ndarray]:

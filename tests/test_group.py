@@ -32,9 +32,10 @@ def test_workers_of_one_node_share_memory_all_others_a_network(
     opened: list[Any], monkeypatch: pytest.MonkeyPatch, addresses: list[str], use_gpu: bool, is_possible: bool
 ) -> None:
     monkeypatch.setattr(group.shared_sum, "IS_POSSIBLE", is_possible)
-    group._meet(addresses, 1, use_gpu=use_gpu)
+    found = group._meet(addresses, 1, 1, use_gpu=use_gpu)
     in_memory = addresses == ONE_NODE and is_possible and not use_gpu
     assert opened == [("10.0.0.1:5001,10.0.0.1:5002", 1, 2) if in_memory else "network"]
+    assert bool(found.open_shares) == in_memory
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,12 @@ def train(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("architecture", "optimizer", "hosts"),
-    [("custom_cnn", "rmsprop", ("127.0.0.1",)), ("small_cnn", "sgd", ("127.0.0.1", "localhost"))],
-    ids=["one-node", "two-nodes"],
+    [
+        ("custom_cnn", "rmsprop", ("127.0.0.1",)),
+        ("small_cnn", "sgd", ("127.0.0.1", "localhost")),
+        ("small_cnn", "adamw", ("127.0.0.1",)),
+    ],
+    ids=["one-node", "two-nodes", "divided"],
 )
 def test_two_workers_end_within_1e_5_of_one_process_after_ten_steps(
     tmp_path: Path, architecture: str, optimizer: str, hosts: tuple[str, ...]
@@ -65,7 +69,8 @@ def test_two_workers_end_within_1e_5_of_one_process_after_ten_steps(
     """Weights, moving averages and losses; without augmentation."""
     (alone,) = train(tmp_path, "exact", architecture, optimizer, 1)
     first, second = train(tmp_path, "exact", architecture, optimizer, 2, hosts)
-    for name in [name for name in alone if name != "rows"]:
+    assert first["is_divided"] == (optimizer == "adamw")
+    for name in [name for name in alone if name not in ("rows", "is_divided")]:
         np.testing.assert_array_equal(first[name], second[name], err_msg=f"ranks differ in {name}")
         np.testing.assert_allclose(first[name], alone[name], atol=EXACT, err_msg=f"two and one differ in {name}")
     # What the tolerance is measured against: every array of the model went ten times as far as the two may differ; the

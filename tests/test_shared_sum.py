@@ -2,8 +2,9 @@
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from fruitcnn import shared_sum
-from fruitcnn.shared_sum import PeerLostError, SharedSum
+from fruitcnn.shared_sum import PeerLostError, SharedShares, SharedSum
 
 pytestmark = [
     pytest.mark.skipif(not shared_sum.IS_POSSIBLE, reason="this system has no memory without a name"),
@@ -34,6 +35,12 @@ def in_a_group(size: int, work: Callable[[SharedSum], Any]) -> list[Any]:
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(one, range(size)))
+
+
+def assert_equal(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> None:
+    for one, two in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert one.shape == two.shape
 
 
 def drawn(rank: int, shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
@@ -61,6 +68,30 @@ def test_every_rank_gets_the_sum_in_the_order_of_the_ranks(size: int) -> None:
                     wanted = wanted + drawn(10 * number + rank, shape, dtype)
                 np.testing.assert_array_equal(array, wanted)
                 assert array.dtype == dtype
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_shares_of_the_sum_are_made_into_shares_of_what_all_see(size: int) -> None:
+    """The sum to the bit; what was spread stays while others begin the next sum, and while something is collected."""
+    shapes = [(3, 3, 3, 16), (16,), (), (500, 101)]
+    start = [drawn(99, shape) for shape in shapes]
+
+    def work(member: SharedSum) -> None:
+        with closing(SharedShares(meeting, member.rank, size, start)) as shares:
+            own = shares.share_of(start)
+            seen, wanted = shares.spread(own), start
+            for number in range(3):
+                of_ranks = [[drawn(10 * number + rank, shape) for shape in shapes] for rank in range(size)]
+                assert_equal(seen, wanted)
+                own += shares.sum(*of_ranks[member.rank])
+                total = [sum(arrays[1:], arrays[0]) for arrays in zip(*of_ranks, strict=True)]
+                wanted = [one + two for one, two in zip(wanted, total, strict=True)]
+                seen = shares.spread(own)
+                assert_equal(shares.collect(own / 2), [array / 2 for array in wanted])
+            assert_equal(seen, wanted)
+
+    meeting = f"test-shares-{os.getpid()}-{next(NUMBERS)}"
+    in_a_group(size, work)
 
 
 @pytest.mark.parametrize("dead", [0, 1, 2])
