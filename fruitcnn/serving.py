@@ -162,11 +162,7 @@ def stop() -> None:
     """End serving; the Ray session stays."""
     from ray import serve
 
-    from fruitcnn.native_output import held_stderr
-
-    # Ray tells of a task of the controller that it kills itself.
-    with held_stderr():
-        serve.shutdown()
+    serve.shutdown()
 
 
 class Replica:

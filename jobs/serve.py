@@ -8,9 +8,11 @@ It serves until Ctrl-C or SIGTERM. --model may be registry:NAME@champion: the ch
 set it runs on that cluster; give a --host that others reach.
 """
 
+import io
 import signal
 import threading
 import time
+from contextlib import ExitStack, redirect_stdout
 
 from fruitcnn import serving
 from fruitcnn.serving import ServeConfig
@@ -24,7 +26,7 @@ def main(config: ServeConfig) -> None:
     serving.prepare(config)
     told_to_stop = threading.Event()
     checked = time.monotonic()
-    with ray_session():
+    with ExitStack() as last, ray_session():
         has_ray = time.monotonic()
         with progress("serve", None, "replicas") as update:
             url = serving.start(config)
@@ -40,6 +42,8 @@ def main(config: ServeConfig) -> None:
         except KeyboardInterrupt:
             pass
         finally:
+            # Until the session has ended, Ray tells on stdout of a task of the controller that it kills itself.
+            last.enter_context(redirect_stdout(io.StringIO()))
             serving.stop()
 
 

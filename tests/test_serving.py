@@ -180,7 +180,8 @@ def test_sigterm_ends_it_and_leaves_no_process(server: Server) -> None:
     processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
-    assert "graceful_shutdown" not in server.errors.read_text(), "Ray tells of what it kills itself"
+    said = server.errors.with_name("out").read_text() + server.errors.read_text()
+    assert "graceful_shutdown" not in said, "Ray tells of what it kills itself"
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert not alive
 
