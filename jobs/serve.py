@@ -28,7 +28,7 @@ def main(config: ServeConfig) -> None:
     checked = time.monotonic()
     with ExitStack() as last, ray_session():
         has_ray = time.monotonic()
-        with progress("serve", None, "replicas") as update:
+        with progress("serve", None, "replica" if config.min_replicas == 1 else "replicas") as update:
             url = serving.start(config)
             update(config.min_replicas)
         ready = time.monotonic()
