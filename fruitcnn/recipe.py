@@ -176,10 +176,11 @@ class TrainConfig(Augmentation):
     @model_validator(mode="before")
     @classmethod
     def _split_range(cls, given: Any) -> Any:
-        if isinstance(given, dict) and ":" in str(given.get("num_workers", "")):
-            fewest, _, most = str(given["num_workers"]).partition(":")
-            return given | {"min_workers": fewest, "num_workers": most}
-        return given
+        said = str(given.get("num_workers", 1)) if isinstance(given, dict) else "1"
+        fewest, colon, most = said.partition(":")
+        if not fewest.isdecimal() or (colon and not most.isdecimal()):
+            raise ValueError(f"--num-workers: got {said}, wanted a whole number, or a range as in 1:4")
+        return given | {"min_workers": fewest, "num_workers": most} if colon else given
 
     @model_validator(mode="after")
     def _weights_fit(self) -> TrainConfig:

@@ -145,6 +145,14 @@ WRONG = {
         "train --dataset {}/whole --run {}/bad.yaml",
         r"--run: \S+/bad.yaml/config.json: a file lies where its folder would be: name another folder",
     ),
+    "number of workers": (
+        "train --dataset {}/half --run {}/new --num-workers two",
+        r"--num-workers: got two, wanted a whole number, or a range as in 1:4",
+    ),
+    "range of workers": (
+        "train --dataset {}/half --run {}/new --num-workers 1:many",
+        r"--num-workers: got 1:many, wanted a whole number, or a range as in 1:4",
+    ),
     "batch of train": (
         "train --dataset {}/half --run {}/new --num-workers 3 --global-batch-size 64",
         r"--global-batch-size: got 64 with --num-workers 3, wanted a multiple of 96 .*: try --global-batch-size 96",
