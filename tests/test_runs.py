@@ -91,7 +91,7 @@ def test_every_architecture_can_be_asked_for() -> None:
         ({"num_workers": 4}, r"whole ghosts of --ghost-rows 32\): try --global-batch-size 128"),
         ({"architecture": "resnet9000"}, "small_cnn"),
         ({"num_workers": "4:1"}, "got 4:1, wanted the smaller one first"),
-        ({"num_workers": "one:4"}, "valid integer"),
+        ({"num_workers": "one:4"}, "got one:4, wanted a whole number, or a range as in 1:4"),
         ({"zoom": 1.5}, "less than 1"),
         ({"learning_rat": 1.0}, "learning_rat"),
     ],
