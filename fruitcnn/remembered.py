@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fruitcnn.familiar import Answers
 
-SHARE = 32
+SHARE = 16
 """One of so many bytes of a process's budget may be taken by what is remembered."""
 
 _INPUT_BYTES = 640
