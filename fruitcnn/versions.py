@@ -152,6 +152,9 @@ def _problem(registry_uri: str, version: int) -> str | None:
     uri = registry.version_uri(registry_uri, version)
     try:
         entry = read(registry_uri, version)
+        if not storage.exists(storage.join(uri, bundle.DESCRIPTION)):
+            remedy = f"promote {entry.source} again, or let gc remove it"
+            return f"{uri}: its last file is missing, as when a promotion was stopped: {remedy}"
         if bundle.check_bytes(uri) != entry.model_hash:
             return f"{uri}: holds another model than {_entry_uri(registry_uri, version)} says"
     except (ValueError, storage.StorageError) as error:

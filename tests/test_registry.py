@@ -165,8 +165,9 @@ def test_verify_finds_what_is_missing(three: str) -> None:
     versions.promote(three, 2, "better")
     storage.delete(registry.record_uri(three, 1))
     storage.delete_prefix(registry.version_uri(three, 2))
-    problems = {finding.what for finding in versions.verify(three) if finding.problem}
-    assert problems == {"record 1", "version 2"}
+    problems = {finding.what: finding.problem for finding in versions.verify(three) if finding.problem}
+    assert problems.keys() == {"record 1", "version 2"}
+    assert "its last file is missing, as when a promotion was stopped: promote " in str(problems["version 2"])
 
 
 def test_gc_removes_what_was_never_champion_and_nothing_else(three: str) -> None:
