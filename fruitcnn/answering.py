@@ -81,7 +81,8 @@ def calibrate(model: Any, dataset: str, manifest: Manifest, config: dict[str, An
     held = np.tile(held_from_centres[train], 2)
     # Of very few pictures none can be spared: then their own distances have to do.
     held = held if held.any() and not held.all() else np.zeros(len(held), bool)
-    partial = measure(familiar.features[~held], familiar.labels[~held])
+    centres = scored.max_centres(model)
+    partial = measure(familiar.features[~held], familiar.labels[~held], centres)
     tried = held if held.any() else np.ones(len(held), bool)
     limits = choose_limits(
         unlike(familiar.features[tried], partial, _softmax(familiar.logits[tried] / temperature)),
@@ -90,7 +91,7 @@ def calibrate(model: Any, dataset: str, manifest: Manifest, config: dict[str, An
         temperature=temperature,
         num_train_rows=len(train),
     )
-    statistics = measure(familiar.features, familiar.labels)
+    statistics = measure(familiar.features, familiar.labels, centres)
     with_score = scored.with_score(model)
     scored.set_statistics(with_score, statistics, temperature)
     return Calibrated(with_score, statistics, limits, familiar.pixels)

@@ -31,7 +31,7 @@ _SHRINKAGE = 0.1
 
 _MAX_DIRECTIONS = 32
 MAX_CENTRES = 32
-"""Of a class."""
+"""Of a class; scored.py gives small networks fewer."""
 
 DOUBT = 2.0
 """What is added to the distance where no class is probable at all; nothing where one is certain."""
@@ -96,7 +96,7 @@ class Statistics(NamedTuple):
     classes: Labels
 
 
-def measure(features: npt.NDArray[np.floating], labels: Labels) -> Statistics:
+def measure(features: npt.NDArray[np.floating], labels: Labels, max_centres: int = MAX_CENTRES) -> Statistics:
     """Return the statistics of features (N, F) of training pictures with labels (N,), N >= 1."""
     features = features.astype(np.float64)
     origin = features.mean(axis=0)  # around it numbers stay small: float32 loses nothing
@@ -106,7 +106,7 @@ def measure(features: npt.NDArray[np.floating], labels: Labels) -> Statistics:
     matrix = _whitening(features - means[classes])
     matrix = matrix @ _spread(means @ matrix)
     projected = features @ matrix
-    found = [_centres(projected[classes == each]) for each in range(len(means))]
+    found = [_centres(projected[classes == each], max_centres) for each in range(len(means))]
     owners = np.repeat(np.arange(len(means)), [len(each) for each in found])
     centres = np.concatenate(found)
     nearest = np.empty(len(projected), np.int64)
@@ -160,9 +160,9 @@ def _spread(means: Doubles) -> Doubles:
     return np.linalg.eigh(around.T @ around)[1][:, -num_directions(means.shape[1]) :]
 
 
-def _centres(points: Doubles) -> Doubles:
-    """Up to MAX_CENTRES centres, (k, K), of a class's points (n, K): k-means, begun at points far apart."""
-    number = max(1, min(MAX_CENTRES, len(points) // _ROWS_PER_CENTRE))
+def _centres(points: Doubles, at_most: int) -> Doubles:
+    """Some centres, (k, K), of a class's points (n, K): k-means, begun at points far apart."""
+    number = max(1, min(at_most, len(points) // _ROWS_PER_CENTRE))
     centres = points.mean(axis=0, keepdims=True)
     if number == 1:
         return centres
