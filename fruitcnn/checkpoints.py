@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,8 +105,9 @@ class Writer:
     def __init__(self, run: str, keep: int, best: str | None = None, best_score: float = -1.0) -> None:
         """`best` and `best_score` come from a run that is resumed."""
         self.run, self.keep, self.best, self.best_score = run, keep, best, best_score
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        # One thread for all: glibc gives threads arenas in turn, and each keeps what a checkpoint took there.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._last: Future[None] | None = None
 
     def submit(
         self, state: State, score: float | None, facts: dict[str, Any], first: Callable[[], None] = lambda: None
@@ -116,18 +117,14 @@ class Writer:
         Raises what that one met.
         """
         self.wait()
-        # In a list that the thread empties: arguments of its own it would keep to its end.
-        self._thread = threading.Thread(target=self._run, args=([(state, score, facts, first)],), name="checkpoint")
-        self._thread.start()
+        # In a list that the thread empties: arguments of its own it would keep to the end of the call.
+        self._last = self._thread.submit(self._run, [(state, score, facts, first)])
 
     def wait(self) -> None:
         """Wait until all is written. Raises StorageError where a write failed."""
-        if self._thread:
-            self._thread.join()
-            self._thread = None
-        if self._error:
-            error, self._error = self._error, None
-            raise error
+        last, self._last = self._last, None
+        if last:
+            last.result()
 
     def _run(self, handed: list[tuple[State, float | None, dict[str, Any], Callable[[], None]]]) -> None:
         self._write(*handed.pop())
@@ -135,18 +132,15 @@ class Writer:
 
     def _write(self, state: State, score: float | None, facts: dict[str, Any], first: Callable[[], None]) -> None:
         give_up_at = time.monotonic() + OUTAGE_SECONDS
-        try:
-            while True:
-                try:
-                    self._write_once(state, score, facts, first)
-                    return
-                except storage.UnavailableError as error:
-                    if time.monotonic() > give_up_at:
-                        raise
-                    _LOG.warning("checkpoint of step %d waits: %s", state.step, error)
-                    time.sleep(_PAUSE_SECONDS)
-        except (OSError, ValueError) as error:
-            self._error = error
+        while True:
+            try:
+                self._write_once(state, score, facts, first)
+                return
+            except storage.UnavailableError as error:
+                if time.monotonic() > give_up_at:
+                    raise
+                _LOG.warning("checkpoint of step %d waits: %s", state.step, error)
+                time.sleep(_PAUSE_SECONDS)
 
     def _write_once(self, state: State, score: float | None, facts: dict[str, Any], first: Callable[[], None]) -> None:
         first()

@@ -1,4 +1,7 @@
-"""Training takes no more memory in its tenth epoch than in its first: loop, replica and checkpoints together."""
+"""Training takes no more memory in its tenth epoch than in its first, however many checkpoints it writes.
+
+In a worker of Ray: there many threads live, and what each may keep of what it freed adds up.
+"""
 
 import json
 import os
@@ -8,50 +11,37 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(600)]
+NUM_EPOCHS, CHECKPOINTS_PER_EPOCH = 10, 3
 
-# A process of its own, as other tests leave memory behind that would be used again.
-SCRIPT = """
-import sys
 
-import numpy as np
-
-from fruitcnn.feed import Feed, InMemory
-from fruitcnn.group import open_group
-from fruitcnn.loop import Loop, Rows
-from fruitcnn.recipe import TrainConfig
-from fruitcnn.replica import Replica
-from fruitcnn.runs import Facts
-from fruitcnn.sampling import Order
-
-NUM_ROWS, NUM_CLASSES, NUM_EPOCHS = 960, 120, 10
-config = TrainConfig(dataset="-", run=sys.argv[1], preset=sys.argv[2], epochs=10, num_evaluations=NUM_EPOCHS)
-size, batch = config.input_px, config.global_batch_size
-random, rows = np.random.default_rng(0), np.arange(NUM_ROWS)
-pictures = InMemory(random.integers(0, 256, (NUM_ROWS, size, size, 3), dtype=np.uint8))
-labels = random.integers(0, NUM_CLASSES, NUM_ROWS)
-num_steps = NUM_EPOCHS * NUM_ROWS // batch
-facts = Facts([str(number) for number in range(NUM_CLASSES)], "", 1, NUM_ROWS, NUM_ROWS, num_steps)
-replica = Replica(config, NUM_CLASSES, num_steps, open_group(config, 1, 2))
-feed = Feed(Order(NUM_ROWS, 0), rows, pictures, labels, batch, 0, 1)
-Loop(config, facts, feed, replica, Rows(rows, pictures, labels), lambda *_: None).run()
-"""
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn pictures, enough for TensorFlow's pools to have their size before the first epoch ends."""
+    folder = tmp_path_factory.mktemp("drawn") / "dataset"
+    _job("shard", "--source", "synthetic:24x160", "--dataset", folder)
+    return folder
 
 
 # `seed` has the largest weights and pictures of the presets, `best` averages its weights as well.
 @pytest.mark.parametrize("preset", ["seed", "best"])
-def test_from_before_the_first_checkpoint_to_the_tenth_epoch_memory_grows_by_less_than_5_percent(
-    tmp_path: Path, preset: str
+def test_from_the_end_of_the_first_epoch_to_the_tenth_memory_grows_by_less_than_5_percent(
+    tmp_path: Path, dataset: Path, preset: str
 ) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), preset]
-    subprocess.run(command, check=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    first_checkpoint = next(line["step"] for line in lines if line["kind"] == "validation")
+    run, num_checkpoints = tmp_path / "run", NUM_EPOCHS * CHECKPOINTS_PER_EPOCH
+    length = ("--epochs", NUM_EPOCHS, "--num-evaluations", num_checkpoints)
+    _job("train", "--dataset", dataset, "--run", run, "--preset", preset, *length)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["kind"] == "validation" for line in lines) == num_checkpoints
     records = [(line["step"], line["memory_bytes"]) for line in lines if line["kind"] == "train"]
-    # The last record of each epoch, when the checkpoint of the one before it has long been written.
-    before, *later = [memory for step, memory in records if step % first_checkpoint == 0]
-    after = max(later)
-    print(f"\n{preset}: {before / 2**20:.0f} MiB before the first checkpoint, then at most {after / 2**20:.0f} MiB")
-    print(f"while checkpoints were written: at most {max(memory for _, memory in records) / 2**20:.0f} MiB")
-    assert len(later) == 9
+    num_steps = records[-1][0]
+    in_the_first = [memory for step, memory in records if step <= num_steps / NUM_EPOCHS]
+    in_the_last = [memory for step, memory in records if step > num_steps * (1 - 1 / NUM_EPOCHS)]
+    before, after = in_the_first[-1], max(in_the_last)
+    print(f"\n{preset}: {before / 2**20:.0f} MiB at the end of the first epoch, {after / 2**20:.0f} MiB in the tenth")
     assert after < 1.05 * before
+
+
+def _job(name: str, *arguments: object) -> None:
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    subprocess.run([sys.executable, "-m", f"jobs.{name}", *map(str, arguments)], check=True, env=quiet)
