@@ -173,9 +173,10 @@ class Loop:
         sums = [float(np.sum(window.losses)), float(np.sum(window.rights)), window.num_rows]
         loss, right, num_rows = self.replica.sum_over_workers(sums)
         if not (np.isfinite(loss) and self.replica.is_finite()):
+            what = "the weights grew without bound" if np.isfinite(loss) else f"the loss became {loss}"
             raise runs.TrainError(
-                f"--learning-rate: got {self.config.learning_rate}, with which the loss became {loss} and the weights "
-                f"grew without bound by step {self.done}; wanted finite ones: try a tenth of the learning rate"
+                f"--learning-rate: got {self.config.learning_rate}, with which {what} by step {self.done}; "
+                f"wanted finite loss and weights: try a tenth of the learning rate"
             )
         all_reduce = float(np.sum(window.all_reduces))
         compute = window.step_seconds + time.monotonic() - asked - all_reduce

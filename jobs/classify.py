@@ -18,6 +18,9 @@ from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.wording import plural
 from jobs.cli import progress, ray_session, run, summary
 
+_TELLING_SECONDS = 2.0
+"""Of a shorter job, what it reached of the CPUs is how long its model took to open."""
+
 
 def main(config: ClassifyConfig) -> None:
     """Classify, then print the books."""
@@ -108,7 +111,9 @@ def describe(manifest: RunManifest) -> dict[str, Any]:
 def _predicted(timing: Timing) -> str:
     predicted = f" ({timing.predicted_seconds:.1f} s predicted)" if timing.predicted_seconds is not None else ""
     ceiling = timing.ceiling_per_second
-    return f"{predicted}, {timing.per_second / ceiling:.0%} of what the CPUs allow" if ceiling else predicted
+    if not ceiling or timing.classify_seconds < _TELLING_SECONDS:
+        return predicted
+    return f"{predicted}, {timing.per_second / ceiling:.0%} of what the CPUs allow"
 
 
 if __name__ == "__main__":
