@@ -29,10 +29,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "zoom_axes": True,
         "input_px": 100,
     },
+    # Thirty epochs, or as many as ten minutes on two cores are good for: the whole of Fruits-360 is seen 22 times.
     # Half of the pictures moved and recoloured as photographs are; where all are, the official test split suffers.
     "best": {
         "architecture": "base_cnn",
-        "epochs": 30.0,
+        "images_seen": 1_400_000,
+        "max_epochs": 30,
         "learning_rate": 4e-3,
         "weight_decay": 0.05,
         "global_batch_size": 64,
