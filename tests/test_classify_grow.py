@@ -4,15 +4,12 @@ A cluster of its own, so a process of its own; the pictures come slowly, so that
 """
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
+from child import run_to_the_end
 from fault_server import Answer, fault_server
 from test_classify import no_progress, part_hashes
 from tiny_bundle import write_bundle
@@ -75,18 +72,8 @@ def test_actors_start_on_a_node_that_joins(
 
     job = calm.model_copy(update={"predictions": f"{s3_prefix}/out"})
     with fault_server(slowly, s3.endpoint_url) as server:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, job.model_dump_json()], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env=os.environ | {"AWS_ENDPOINT_URL": server.endpoint_url},
-        )  # fmt: skip
-        try:
-            said, complaints = process.communicate(timeout=200)
-        finally:
-            # Its cluster would outlive it.
-            left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-            for each in [*left, process]:
-                each.kill()
-    assert process.returncode == 0, complaints[-3000:]
+        endpoint = {"AWS_ENDPOINT_URL": server.endpoint_url}
+        said = run_to_the_end(SCRIPT, job.model_dump_json(), timeout_seconds=200, **endpoint)
     found = json.loads(said.strip().splitlines()[-1])
     assert len(set(found["nodes"])) == 2, found
     assert found["num_cpus"] == 3

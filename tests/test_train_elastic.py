@@ -5,12 +5,10 @@ A cluster of its own, so a process of its own, and minutes: only where FRUITCNN_
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-import psutil
 import pytest
+from child import run_to_the_end
 
 pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.fault, pytest.mark.timeout(1200)]
 
@@ -74,16 +72,7 @@ def test_a_node_joins_and_leaves_and_the_run_follows(tmp_path: Path) -> None:
     from tests import recording_work
     from tests.test_train_faults import read_facts
 
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), "1:2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        said, complaints = process.communicate(timeout=1000)
-    finally:
-        # Its cluster would outlive it.
-        left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        for each in [*left, process]:
-            each.kill()
-    assert process.returncode == 0, complaints[-3000:]
+    said = run_to_the_end(SCRIPT, str(tmp_path), "1:2", timeout_seconds=1000)
     found = json.loads(said.strip().splitlines()[-1])
     taken = recording_work.taken(str(tmp_path / "run"))
     sizes = [world for _, world, _ in sorted((step, world, rank) for step, world, rank in found["steps"])]
