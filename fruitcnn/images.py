@@ -23,6 +23,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from fruitcnn import rgb
+from fruitcnn.jpeg_header import Frame, read_header
 
 Pixels = npt.NDArray[np.uint8]
 Hold = Callable[[int], AbstractContextManager[None]]
@@ -49,9 +50,9 @@ _OTHER_SIGNATURES = {b"<svg": "SVG", b"%PDF": "PDF", b"ftyphe": "HEIC", b"ftypmi
 LARGE_PIXELS = 1 << 21
 """Pictures of more pixels are decoded under `hold`."""
 
+_CMYK_COMPONENTS = 4
 _JPEG_BYTES_PER_PIXEL = 6  # the coefficients of a progressive one; what comes out is small
 _FREE = nullcontext()
-_APP1, _START_OF_SCAN = 0xE1, 0xDA  # JPEG markers
 _ORIENTATION_TAG = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 _TRANSPOSITIONS = {
@@ -117,9 +118,11 @@ def _guarded(data: bytes, input_px: tuple[int, int] | None, max_pixels: int, hol
     if not data:
         raise ImageError("empty", "0 bytes")
     try:
-        is_jpeg = data.startswith(b"\xff\xd8\xff")
-        orientation = _orientation(_jpeg_exif(data)) if is_jpeg else None
-        decoded = _decode_jpeg(data, input_px, max_pixels, orientation, hold) if orientation else None
+        if not data.startswith(b"\xff\xd8\xff"):
+            return _decode_other(data, input_px, max_pixels, None, hold)
+        frame, exif = read_header(data)
+        orientation = _orientation(exif)
+        decoded = _decode_jpeg(data, input_px, max_pixels, frame, orientation, hold)
         return decoded or _decode_other(data, input_px, max_pixels, orientation, hold)
     except ImageError:
         raise
@@ -128,12 +131,17 @@ def _guarded(data: bytes, input_px: tuple[int, int] | None, max_pixels: int, hol
 
 
 def _decode_jpeg(
-    data: bytes, input_px: tuple[int, int] | None, max_pixels: int, orientation: int, hold: Hold | None
+    data: bytes,
+    input_px: tuple[int, int] | None,
+    max_pixels: int,
+    frame: Frame | None,
+    orientation: int,
+    hold: Hold | None,
 ) -> Decoded | None:
     """Decode with simplejpeg; None where Pillow must judge (CMYK, 12 bits, a harmless warning, a damaged header)."""
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace == "CMYK":
+        height, width = frame[:2] if frame else simplejpeg.decode_jpeg_header(data)[:2]
+        if frame and frame.num_components == _CMYK_COMPONENTS:
             return None
         _limit(width, height, max_pixels)
         min_height, min_width = _turned(*(input_px or (0, 0)), orientation)
@@ -171,20 +179,6 @@ def _decode_other(
 
 def _held(hold: Hold | None, num_pixels: int, bytes_per_pixel: int) -> AbstractContextManager[None]:
     return hold(num_pixels * bytes_per_pixel) if hold and num_pixels > LARGE_PIXELS else _FREE
-
-
-def _jpeg_exif(data: bytes) -> bytes:
-    """Return the EXIF block of a JPEG's header, or nothing: a walk from marker to marker, microseconds at any size."""
-    start, last = 2, len(data) - 4
-    while start < last and data[start] == 0xFF and data[start + 1] != _START_OF_SCAN:
-        if data[start + 1] == 0xFF:  # a fill byte
-            start += 1
-            continue
-        end = start + 2 + (data[start + 2] << 8) + data[start + 3]
-        if data[start + 1] == _APP1 and data.startswith(b"Exif\0\0", start + 4):
-            return data[start + 4 : end]
-        start = end
-    return b""
 
 
 def _orientation(exif_block: bytes) -> int:
