@@ -24,11 +24,12 @@ from PIL import Image
 
 from fruitcnn import fetch, images, storage
 from fruitcnn.books import RunManifest
+from fruitcnn.columns import COLUMNS, Example
 from fruitcnn.manifest import Manifest
 from fruitcnn.parquet import read_rows, strings
 from fruitcnn.plan import Plan, PlanReader, load_plan
 from fruitcnn.predictions import load_manifest
-from fruitcnn.scores import COLUMNS, Example, Tally
+from fruitcnn.tally import Tally
 
 THUMBNAIL_PX = 160
 _SMALL_PX = 64
@@ -97,7 +98,8 @@ def parts(predictions: str, manifest: RunManifest | None) -> Iterator[tuple[int,
     def read(path: str) -> tuple[int, pa.Table]:
         uri = storage.join(predictions, path)
         try:
-            rows = pq.read_table(io.BytesIO(storage.read(uri)), columns=list(COLUMNS))
+            with pq.ParquetFile(io.BytesIO(storage.read(uri))) as file:
+                rows = file.read(list(COLUMNS), use_threads=False)  # others read other parts meanwhile
         except pa.ArrowException as error:
             raise storage.StorageError(uri, f"not readable as Parquet: {error}") from error
         return int(path.removesuffix(".parquet").rpartition("-")[2]), rows

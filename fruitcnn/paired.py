@@ -17,9 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fruitcnn import evidence
+from fruitcnn.columns import Example
 from fruitcnn.evidence import Truth
 from fruitcnn.predictions import load_manifest
-from fruitcnn.scores import NUM_BINS, Example
+from fruitcnn.tally import NUM_BINS
 
 NUM_EXAMPLES = 4
 NUM_PAIRS = 12
@@ -30,7 +31,7 @@ class PairedError(ValueError):
 
 
 class Part(NamedTuple):
-    """The pictures of one part: `rows` as scores.COLUMNS of the challenger, and as text columns `truth`, and what the
+    """The pictures of one part: `rows` as columns.COLUMNS of the challenger, and as text columns `truth`, and what the
     champion said: `champion` (label), `champion_status`.
     """
 

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fruitcnn import bundle, charts, drift, duplicates, evidence, storage
+from fruitcnn.columns import Example
 from fruitcnn.errors import UsageError
 from fruitcnn.evidence import Evidence, RunRecords, Truth
 from fruitcnn.gate import Verdict
 from fruitcnn.manifest import Manifest, load_manifest
 from fruitcnn.paired import Flips
 from fruitcnn.plan import load_plan
-from fruitcnn.scores import Example, Pair, accuracy, class_scores, confused_pairs, count_by
+from fruitcnn.scores import Pair, accuracy, class_scores, confused_pairs, count_by
 from fruitcnn.wording import FILTERS
 
 NUM_PAIRS = 6

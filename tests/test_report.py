@@ -26,7 +26,8 @@ from fruitcnn.plan import write_plan
 from fruitcnn.predictions import publish as publish_run
 from fruitcnn.recipe import TrainConfig
 from fruitcnn.report import AugmentedPreview, write_report
-from fruitcnn.scores import Kind, Pair, Tally, accuracy, class_scores, confused_pairs, count_by
+from fruitcnn.scores import Pair, accuracy, class_scores, confused_pairs, count_by
+from fruitcnn.tally import Kind, Tally
 
 Jpeg = Callable[..., bytes]
 ODD = '<b>Gala</b> & "Sons"'
