@@ -21,6 +21,7 @@ from fruitcnn.errors import UsageError
 
 if TYPE_CHECKING:
     from fruitcnn import inputs, since
+    from fruitcnn.crew import Crew
     from fruitcnn.execute import Session
     from fruitcnn.frozen import FrozenModel
     from fruitcnn.plan import Plan
@@ -36,6 +37,7 @@ class Run(NamedTuple):
     predictions: str
     plan: "Plan"
     runtime: str
+    crew: "Crew"
     model: "FrozenModel | None" = None
     """Opened with one thread, where it had to be opened to know the runtime."""
 
@@ -48,15 +50,17 @@ def classify(config: ClassifyConfig, progress: Progress, session: "Session | Non
     took over, or too many inputs were rejected (then everything is written). StorageError: a URI cannot be used.
     """
     from fruitcnn import predictions
+    from fruitcnn.crew import Crew
 
     started_seconds = time.monotonic()
-    run = prepare(config)
-    manifest = predictions.load_manifest(run.predictions)
-    if config.retry_rejected:
-        _reopen(run, manifest)
-        manifest = None
-    if manifest is None:
-        manifest = _finish(run, started_seconds, progress, session)
+    with Crew() as crew:
+        run = prepare(config, crew)
+        manifest = predictions.load_manifest(run.predictions)
+        if config.retry_rejected:
+            _reopen(run, manifest)
+            manifest = None
+        if manifest is None:
+            manifest = _finish(run, started_seconds, progress, session)
     books = manifest.books
     if books.num_rejected > config.rejected_limit(books.num_listed):
         raise ClassifyError(
@@ -66,10 +70,15 @@ def classify(config: ClassifyConfig, progress: Progress, session: "Session | Non
     return manifest
 
 
-def prepare(config: ClassifyConfig) -> Run:
-    """The run that config names, planned now if it is new; UsageError if it cannot be started."""
-    from fruitcnn import plan
+def prepare(config: ClassifyConfig, crew: "Crew | None" = None) -> Run:
+    """The run that config names, planned now if it is new; UsageError if it cannot be started.
 
+    crew: those of it that pay are started while the plan is being made; by default the run has one of its own.
+    """
+    from fruitcnn import plan
+    from fruitcnn.crew import Crew
+
+    crew = crew or Crew()
     model_hash, runtime, model = _identify(config)
     with storage.argument("--images"):
         settings = config.row_settings(runtime)
@@ -78,19 +87,31 @@ def prepare(config: ClassifyConfig) -> Run:
         found = plan.load_plan(predictions)
         if found is None:
             plan.require_ours_or_empty(predictions)
-            listing = _listing(config)
+            listing = _listing(config, _recruiter(config, runtime, crew))
             found = plan.write_plan(predictions, listing, model_hash, settings, config.part_images, config.part_bytes)
         plan.require_same_run(predictions, found, model_hash, settings)
-    return Run(config, predictions, found, runtime, model)
+    return Run(config, predictions, found, runtime, crew, model)
 
 
-def _listing(config: ClassifyConfig) -> "inputs.Listing | since.Choice":
+def _listing(config: ClassifyConfig, on_found: Callable[[int, int], None]) -> "inputs.Listing | since.Choice":
     from fruitcnn import inputs, since
 
     if not config.since_promotion:
-        return inputs.Listing(config.images, config.split, config.sample)
+        return inputs.Listing(config.images, config.split, config.sample, None if config.sample else on_found)
     with storage.argument("--since-promotion"):
         return since.Choice(config.since_promotion, config.images, config.max_margin, config.audit_share)
+
+
+def _recruiter(config: ClassifyConfig, runtime: str, crew: "Crew") -> Callable[[int, int], None]:
+    """What starts the crew as soon as so many inputs of so many bytes are worth it."""
+    from fruitcnn.crew import may_work_here, pays
+
+    def recruit(num_inputs: int, num_bytes: int) -> None:
+        num_parts = num_inputs // config.part_images + num_bytes // config.part_bytes
+        if may_work_here(runtime, config.num_actors) and pays(num_inputs, num_bytes, num_parts):
+            crew.start(config.model, runtime)
+
+    return recruit
 
 
 def dry_run(config: ClassifyConfig) -> dict[str, Any]:

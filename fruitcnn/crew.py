@@ -1,8 +1,7 @@
 """Processes beside the job's own that classify parts, one a CPU: each has an interpreter of its own. Used by execute.
 
 Two threads of one interpreter wait for each other's lock some nine times a picture, and lose a quarter of both CPUs by
-it; two processes lose nothing. A member reads part numbers from its standard input, commits the parts, and says
-an Outcome for each; it ends when the job's process does, however that ends.
+it; two processes lose nothing. This is the job's side; what such a process does is in member.py.
 """
 
 import json
@@ -11,15 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from functools import cache
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from typing import IO, Any, Self
 
 from fruitcnn.books import ClassifyError
-from fruitcnn.orders import CALLS_PER_ACTOR, Options, Outcome
+from fruitcnn.orders import Options, Outcome
 
 PROCESSES_HERE = 4
 """With more CPUs than these, Ray's actors are worth their start sooner."""
@@ -53,19 +50,47 @@ def may_work_here(runtime: str, num_actors: int | None) -> bool:
     return not (is_ray_up() or os.environ.get("RAY_ADDRESS") or num_actors or runtime in GPU_RUNTIMES)
 
 
+class Crew:
+    """The members of a job: started as soon as it is plain that they pay; a context manager that ends them."""
+
+    def __init__(self) -> None:
+        self._members: list[Member] = []
+        self._until_done = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._until_done.close()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there are members."""
+        return bool(self._members)
+
+    def start(self, model_uri: str, runtime: str) -> None:
+        """Start one for each CPU but this process's own, unless they are there: a second passes until they can work."""
+        if not self._members:
+            self._members = [Member(model_uri, runtime) for _ in range(num_processes() - 1)]
+            for member in self._members:
+                self._until_done.enter_context(member)
+
+    def given(self, predictions: str, options: Options) -> list[Callable[[int], Outcome]]:
+        """Tell the members whose parts they are to classify, and how; what has one part classified, of each member."""
+        for member in self._members:
+            member.take(predictions, options)
+        return [member.run for member in self._members]
+
+
 class Member:
-    """A process that classifies parts of one plan; a context manager that ends it.
+    """A process that opens a model and classifies parts of one plan; a context manager that ends it."""
 
-    Takes what ClassifyActor takes. run may be called from several threads: what is asked for at once is worked on at
-    once.
-    """
-
-    def __init__(self, predictions: str, model_uri: str, runtime: str, options: Options) -> None:
+    def __init__(self, model_uri: str, runtime: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fruitcnn.crew"],
+            [sys.executable, "-m", "fruitcnn.member"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=None if _is_talkative() else subprocess.DEVNULL,
+            stderr=None if is_talkative() else subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
         )
         assert self._process.stdin
@@ -73,7 +98,7 @@ class Member:
         self._asked: dict[int, Future[Outcome]] = {}
         self._lock = threading.Lock()
         self._is_gone = False
-        self._say([predictions, model_uri, runtime, options.model_dump(mode="json")])
+        self._say([model_uri, runtime])
         self._listener = threading.Thread(target=self._listen, name="member", daemon=True)
         self._listener.start()
 
@@ -87,8 +112,15 @@ class Member:
         with suppress(BrokenPipeError):
             self._orders.close()
 
+    def take(self, predictions: str, options: Options) -> None:
+        """Say whose parts follow, and how they are to be classified; once, before the first part."""
+        self._say([predictions, options.model_dump(mode="json")])
+
     def run(self, part: int) -> Outcome:
-        """Have one part classified and committed; ClassifyError if the process ended instead."""
+        """Have one part classified and committed; ClassifyError if the process ended instead.
+
+        May be called from several threads: what is asked for at once is worked on at once.
+        """
         future: Future[Outcome] = Future()
         with self._lock:
             self._asked[part] = future
@@ -125,52 +157,6 @@ class Member:
         )
 
 
-def main() -> None:
-    """Do what standard input says until it ends: a line with the order, then a part number each."""
-    # Ctrl-C goes to all processes of a terminal; it is the job's own that decides, and then this input ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever a library prints is no answer
-    lines, lock = sys.stdin.buffer, threading.Lock()
-    classify_part = _prepared(*json.loads(lines.readline() or "[null, null, null, null]"))
-
-    def work(part: int) -> None:
-        said = classify_part(part).model_dump_json().encode() + b"\n"
-        with lock:
-            answers.write(said)
-
-    pool = ThreadPoolExecutor(CALLS_PER_ACTOR)
-    for line in lines:
-        pool.submit(work, int(line))
-    os._exit(0)  # done, stopped or killed: what is under way now is done again by whoever continues the job
-
-
-def _prepared(predictions: str, model_uri: str, runtime: str, options: Any) -> Callable[[int], Outcome]:
-    """A function that classifies a part; where that fails unforeseen, it answers with the error."""
-    from fruitcnn.infer import ClassifyActor
-
-    lock = threading.Lock()
-
-    @cache
-    def actor() -> ClassifyActor:
-        return ClassifyActor(predictions, model_uri, runtime, Options.model_validate(options))
-
-    def work(part: int) -> Outcome:
-        try:
-            with lock:
-                found = actor()
-            return found.run(part)
-        except Exception as error:  # noqa: BLE001 - for the job's own process to say
-            if _is_talkative():
-                traceback.print_exc()
-            return Outcome(part=part, error=f"part {part}: {type(error).__name__}: {error}")
-
-    return work
-
-
-def _is_talkative() -> bool:
+def is_talkative() -> bool:
+    """Whether people want to see tracebacks."""
     return bool(os.environ.get("FRUITCNN_TRACEBACK"))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,12 +10,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fruitcnn.books import ClassifyError, PartBooks
-from fruitcnn.crew import GPU_RUNTIMES, PROCESSES_HERE, Member, may_work_here, num_processes, pays
+from fruitcnn.crew import GPU_RUNTIMES, PROCESSES_HERE, may_work_here, num_processes, pays
 from fruitcnn.effort import Effort
 from fruitcnn.fetch import find_witness
 from fruitcnn.head_start import NO_MORE_CPUS_PAYS_SECONDS, RAY_PAYS_SECONDS, HeadStart
@@ -122,28 +122,27 @@ def execute(run: "Run", pending: Sequence[int], take: Callable[[Outcome], None],
         return
     num_cpus = len(os.sched_getaffinity(0))
     pays_seconds = RAY_PAYS_SECONDS if num_cpus > PROCESSES_HERE else NO_MORE_CPUS_PAYS_SECONDS
-    with ExitStack() as crew:
-        works = [partial(_take_from, each, take) for each in _crew(run, len(pending), options, crew)]
-        with HeadStart(pending, works * CALLS_PER_ACTOR, pays_seconds) as start:
-            if session and start.ray_pays():
-                with session():
-                    given = start.hand_over()
-                    for outcome in _on_ray(run, given, options) if given else ():
-                        take(outcome)
+    works = [partial(_take_from, each, take) for each in _all_hands(run, len(pending), options)]
+    with HeadStart(pending, works * CALLS_PER_ACTOR, pays_seconds) as start:
+        if session and start.ray_pays():
+            with session():
+                given = start.hand_over()
+                for outcome in _on_ray(run, given, options) if given else ():
+                    take(outcome)
 
 
 def _take_from(classify_part: Callable[[int], Outcome], take: Callable[[Outcome], None], part: int) -> None:
     take(classify_part(part))
 
 
-def _crew(run: "Run", num_parts: int, options: Options, until_done: ExitStack) -> list[Callable[[int], Outcome]]:
+def _all_hands(run: "Run", num_parts: int, options: Options) -> list[Callable[[int], Outcome]]:
     """What classifies a part here: this process and one more for each CPU, or this one with a thread for each CPU."""
-    num, plan, order = num_processes(), run.plan, (run.predictions, run.config.model, run.runtime)
-    members: list[Member] = []
+    num, plan, crew = num_processes(), run.plan, run.crew
     if pays(plan.num_inputs * num_parts // plan.num_parts, plan.num_bytes * num_parts // plan.num_parts, num_parts):
-        members += [until_done.enter_context(Member(*order, options)) for _ in range(num - 1)]
-    else:
+        crew.start(run.config.model, run.runtime)
+    if not crew.is_started:
         options = options.model_copy(update={"num_threads": num})
+    others = crew.given(run.predictions, options)
     models: list[Model] = [run.model] if run.model else []
     models += open_models(run.config.model, run.runtime, options.num_threads - len(models))
     here = PartClassifier(run.predictions, plan, models, options)
@@ -152,7 +151,7 @@ def _crew(run: "Run", num_parts: int, options: Options, until_done: ExitStack) -
     def counted(classify_part: Callable[[int], Outcome]) -> Callable[[int], Outcome]:
         return lambda part: classify_part(part).model_copy(update={"num_cpus": num})
 
-    return [counted(here.run), *(counted(member.run) for member in members)]
+    return [counted(each) for each in (here.run, *others)]
 
 
 def share_out(node_cpus: Sequence[int], num_actors: int | None, num_parts: int) -> tuple[int, int]:

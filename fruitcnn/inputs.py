@@ -10,6 +10,7 @@ import hashlib
 import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from fruitcnn.errors import UsageError
 
 Kind = Literal["files", "archive", "list", "dataset"]
 
+FOUND_AT_A_TIME = 10_000
 UNKNOWN_BYTES = -1
 UNLISTED = -2
 """As `method` of an object: an archive whose members could not be listed."""
@@ -55,14 +57,21 @@ class Input(NamedTuple):
 class Listing:
     """The inputs under one URI: iterate once; afterwards num_hidden and num_repeated say what was passed over.
 
-    sample: so many of them only, chosen by the hashes of their ids, in the order of the listing.
+    sample: so many of them only, chosen by the hashes of their ids, in the order of the listing. on_found(number,
+    bytes): told what was found so far, every FOUND_AT_A_TIME files of a folder or list, before they are sorted.
     """
 
-    def __init__(self, images: str, split: str | None = None, sample: int | None = None) -> None:
+    def __init__(
+        self,
+        images: str,
+        split: str | None = None,
+        sample: int | None = None,
+        on_found: Callable[[int, int], None] | None = None,
+    ) -> None:
         with storage.argument("--images"):
             self.images = storage.normalise(images)
             self.kind = kind_of(self.images)
-        self.split, self.sample = split, sample
+        self.split, self.sample, self._on_found = split, sample, on_found
         self.num_hidden = 0
         self.num_repeated = 0
         if split and self.kind != "dataset":
@@ -83,7 +92,8 @@ class Listing:
             return
         if self.kind == "archive":
             _require_members(self.images)
-        for name, size_bytes in sorting.sort_unique(self._objects(), self._count_repeated):
+        objects = _told(self._objects(), self._on_found) if self._on_found else self._objects()
+        for name, size_bytes in sorting.sort_unique(objects, self._count_repeated):
             if archives.is_archive(name):
                 yield from archive_members(name, size_bytes, self._count_hidden)
             else:
@@ -228,6 +238,15 @@ def _parquet_names(uri: str) -> Iterator[str]:
             )
         for batch in file.iter_batches(columns=[wanted[0]]):
             yield from (name for name in batch.column(0).to_pylist() if name)
+
+
+def _told(objects: Iterator[tuple[str, int]], on_found: Callable[[int, int], None]) -> Iterator[tuple[str, int]]:
+    num_found = num_bytes = 0
+    while some := list(islice(objects, FOUND_AT_A_TIME)):
+        num_found += len(some)
+        num_bytes += sum(max(0, size_bytes) for _, size_bytes in some)
+        on_found(num_found, num_bytes)
+        yield from some
 
 
 def _files(images: str) -> Iterator[storage.Entry]:

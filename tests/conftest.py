@@ -9,10 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from cluster.local_s3 import LocalS3, local_s3
 from tests.disks import disk
+
+# How long an example takes says something of the machine's other work, and nothing of the code.
+settings.register_profile("fruitcnn", deadline=None)
+settings.load_profile("fruitcnn")
 
 
 @pytest.fixture(scope="session", autouse=True)

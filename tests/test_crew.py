@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fruitcnn import crew, execute, storage
+from fruitcnn import crew, execute, inputs, sorting
 from fruitcnn.books import ClassifyError
 from fruitcnn.classify import Run, classify, prepare
 from fruitcnn.classify_config import ClassifyConfig
-from fruitcnn.crew import Member
+from fruitcnn.crew import Crew, Member
+from fruitcnn.infer import PartClassifier, open_models
 from fruitcnn.predictions import pending_parts
 from jobs.classify import describe
 from tests import frozen_run
@@ -40,21 +41,23 @@ def run(config: ClassifyConfig) -> Run:
 
 @pytest.fixture
 def member(run: Run) -> Iterator[Member]:
-    with Member(run.predictions, run.config.model, run.runtime, execute.local_options(run.config)) as member:
+    with Member(run.config.model, run.runtime) as member:
+        member.take(run.predictions, execute.local_options(run.config))
         yield member
 
 
-def parts_of(predictions: str) -> list[bytes]:
-    return [storage.read(entry.uri) for entry in storage.list_files(storage.join(predictions, "parts"))]
+def use_processes(monkeypatch: pytest.MonkeyPatch, num: int) -> None:
+    for module in (crew, execute):
+        monkeypatch.setattr(module, "num_processes", lambda: num)
 
 
 def test_processes_write_the_parts_that_one_process_writes(
     config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(execute, "num_processes", lambda: 1)
+    use_processes(monkeypatch, 1)
     alone = classify(config, no_progress)
     monkeypatch.setattr(execute, "pays", lambda *_: True)
-    monkeypatch.setattr(execute, "num_processes", lambda: 3)
+    use_processes(monkeypatch, 3)
     together = classify(config.model_copy(update={"predictions": str(tmp_path / "together")}), no_progress)
     assert (together.books, together.parts) == (alone.books, alone.parts)
     assert (alone.timing.num_cpus, together.timing.num_cpus) == (1, 3)
@@ -68,7 +71,7 @@ def test_repeats_change_no_byte_whoever_remembers_them(
     for number in range(300):
         (images / f"{number:03d}-again.jpg").write_bytes((images / f"{number * 7 % 30:02d}.jpg").read_bytes())
     monkeypatch.setattr(execute, "pays", lambda *_: True)
-    monkeypatch.setattr(execute, "num_processes", lambda: num)
+    use_processes(monkeypatch, num)
     remembering = config.model_copy(update={"part_images": 50, "batch_size": 20})
     forgetful = remembering.model_copy(update={"memory_bytes": 1, "predictions": str(tmp_path / "forgetful")})
     found, wanted = classify(remembering, no_progress), classify(forgetful, no_progress)
@@ -86,7 +89,8 @@ def test_a_member_commits_what_it_is_asked_for(run: Run, member: Member) -> None
 
 def test_an_error_comes_back_in_words(run: Run, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
-    with Member(run.predictions, gone, run.runtime, execute.local_options(run.config)) as member:
+    with Member(gone, run.runtime) as member:
+        member.take(run.predictions, execute.local_options(run.config))
         assert re.match(r"part 3: \w+Error: .*gone", member.run(3).error or "")
 
 
@@ -103,7 +107,8 @@ def test_a_member_does_not_outlive_a_killed_job(run: Run) -> None:
         "import os, signal, sys\n"
         "from fruitcnn.crew import Member\n"
         "from fruitcnn.orders import Options\n"
-        "member = Member(*sys.argv[1:4], Options.model_validate_json(sys.argv[4]))\n"
+        "member = Member(*sys.argv[2:4])\n"
+        "member.take(sys.argv[1], Options.model_validate_json(sys.argv[4]))\n"
         "member.run(0)\n"
         "print(member._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -116,6 +121,33 @@ def test_a_member_does_not_outlive_a_killed_job(run: Run) -> None:
     while _is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _is_alive(pid)
+
+
+def test_the_crew_comes_up_while_the_plan_is_made_where_many_pictures_are_found(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "FOUND_AT_A_TIME", 10)
+    monkeypatch.setattr(crew, "_LEAST_INPUTS", 20)
+    monkeypatch.setattr(crew, "num_processes", lambda: 2)
+    told: list[bool] = []
+
+    def sort(objects: Iterator[tuple[str, int]], _: object) -> list[tuple[str, int]]:
+        found = sorted(objects)
+        told.append(hands.is_started)
+        return found
+
+    monkeypatch.setattr(sorting, "sort_unique", sort)
+    for change, is_started in ({"part_images": 4}, True), ({"part_images": 30}, False), ({"num_actors": 2}, False):
+        place = f"{config.predictions}-{len(told)}"
+        with Crew() as hands:
+            run = prepare(config.model_copy(update={"predictions": place, **change}), hands)
+            assert told.pop() == is_started == run.crew.is_started
+            if is_started:
+                classify_part = run.crew.given(run.predictions, execute.local_options(run.config))[0]
+                assert classify_part(3).books == PartClassifier(
+                    run.predictions, run.plan, open_models(config.model, run.runtime, 1), execute.local_options(config)
+                ).commit(3)
+        told.append(is_started)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fruitcnn import familiar
@@ -30,7 +30,6 @@ def test_nineteen_of_twenty_training_pictures_are_below_one_and_strangers_far_ab
     assert familiar.distances(RANDOM.normal(0, 20, (50, 20)), statistics).min() > 2
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 1000))
 def test_any_few_pictures_give_finite_scores(num_rows: int, num_classes: int, seed: int) -> None:
     features, labels = drawn(num_rows, 6, num_classes, seed)

@@ -129,7 +129,7 @@ ROWS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(ROWS, st.integers(1, 60))
 def test_figures_do_not_depend_on_how_rows_are_cut_into_parts(
     rows: list[tuple[str | None, str | None, float]], size: int
@@ -145,7 +145,7 @@ def test_figures_do_not_depend_on_how_rows_are_cut_into_parts(
     assert len(cut.sample) == len(whole.sample)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(ROWS)
 def test_every_row_is_in_the_books_and_every_known_one_in_a_class(
     rows: list[tuple[str | None, str | None, float]],

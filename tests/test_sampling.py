@@ -26,7 +26,7 @@ orders = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(orders, st.integers(1, 97))
 def test_no_row_is_missing_from_an_epoch_and_none_comes_twice(order: Order, batch: int) -> None:
     num_epochs = 2
@@ -86,7 +86,6 @@ def _frames(num_groups: int, num_frames: int) -> tuple[list[str], list[str]]:
     return [name[0] for name in names], [name[1] for name in names]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(2, 120), st.floats(0.01, 0.5), st.integers(0, 3))
 def test_validation_takes_one_run_of_neighbouring_frames_per_group(
     num_groups: int, num_frames: int, fraction: float, seed: int
