@@ -204,17 +204,17 @@ def _turned(first: int, second: int, orientation: int) -> tuple[int, int]:
 
 
 def _resize(pixels: Pixels, input_px: tuple[int, int] | None) -> Pixels:
-    if input_px is None or pixels.shape[:2] == input_px:
+    if input_px is None:
         return pixels
+    old_height, old_width, _ = pixels.shape
     height, width = input_px
-    old_height, old_width = pixels.shape[:2]
-    mid_height = height if old_height >= 2 * height else old_height
-    mid_width = width if old_width >= 2 * width else old_width
-    if (mid_height, mid_width) != (old_height, old_width):
-        pixels = cv2.resize(pixels, (mid_width, mid_height), interpolation=cv2.INTER_AREA)
-    if (mid_height, mid_width) != (height, width):
-        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
-    return pixels
+    if old_height >= 2 * height or old_width >= 2 * width:
+        old_height = height if old_height >= 2 * height else old_height
+        old_width = width if old_width >= 2 * width else old_width
+        pixels = cv2.resize(pixels, (old_width, old_height), interpolation=cv2.INTER_AREA)
+    if old_height == height and old_width == width:
+        return pixels
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def _limit(width: int, height: int, max_pixels: int) -> None:
