@@ -4,6 +4,7 @@ Everything runs as in an actor, in this process. The share of each stage is the 
 batches; the rate is that of one process, taken as often as there will be processes.
 """
 
+import functools
 import itertools
 import multiprocessing
 import os
@@ -16,11 +17,13 @@ from multiprocessing import synchronize
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from fruitcnn import fetch, images, scaling
 from fruitcnn.infer import Model, Workers, open_models
 from fruitcnn.inputs import Input
 from fruitcnn.orders import Options
+from fruitcnn.wording import plural
 
 SECONDS = 20.0
 SAMPLE_INPUTS = 10_000
@@ -31,6 +34,9 @@ START_SECONDS = 1.5
 NODES = (2, 10, 100)
 
 _STAGE_INPUTS = 128
+_STAGE_SECONDS = 4.0
+_CHUNK_SECONDS = 0.25
+"""A chunk that takes so long is timed well enough; longer ones would overrun what the whole trial may take."""
 _START_PATIENCE_SECONDS = 30.0
 _T = TypeVar("_T")
 
@@ -63,8 +69,7 @@ def forecast(
     """Try the sample for at most `seconds`; its inputs stand for all num_inputs, which took so long to list."""
     stages = _stages(sample[:_STAGE_INPUTS], models[0], options)
     workers = Workers(models, options, remembers=False)
-    size = options.batch_size * options.num_threads * 4  # a part, more or less: all threads at work
-    workers.rows(sample[: options.batch_size])  # what is done once
+    size = _chunk_inputs(workers, sample, options)
     started_seconds, num_tried = time.monotonic(), 0
     for first in range(0, len(sample), size):
         num_tried += len(workers.rows(sample[first : first + size]).ids)
@@ -74,6 +79,18 @@ def forecast(
     total_seconds = START_SECONDS + listing_seconds + num_inputs / rate
     memory_bytes = num_processes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Estimate(num_tried, rate, total_seconds, memory_bytes, stages)
+
+
+def _chunk_inputs(workers: Workers, sample: Sequence[Input], options: Options) -> int:
+    """How many inputs to try between two looks at the clock: few large photographs, a part of small pictures."""
+    size, most = options.num_threads, options.batch_size * options.num_threads * 4  # a part, more or less
+    workers.rows(sample[:size])  # what is done once
+    while size < most:
+        _, seconds = _timed(functools.partial(workers.rows, sample[:size]), time.monotonic)
+        if seconds > _CHUNK_SECONDS:
+            break
+        size = min(most, size * 4)
+    return size
 
 
 @contextmanager
@@ -103,17 +120,18 @@ def _classify_on(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to answer
     workers = Workers(open_models(model_uri, runtime, options.num_threads), options, remembers=False)
-    for number, first in enumerate(itertools.cycle(range(0, len(sample), options.batch_size))):
+    workers.rows(sample[: options.num_threads])
+    ready.release()
+    for first in itertools.cycle(range(0, len(sample), options.batch_size)):
         workers.rows(sample[first : first + options.batch_size])
-        if number == 0:
-            ready.release()
 
 
 def describe(found: Estimate, num_processes: int) -> dict[str, Any]:
     """Name -> value, for a person."""
     shares = ", ".join(f"{stage} {seconds * 1e6:,.0f} us" for stage, seconds in found.stage_seconds.items())
+    processes = plural(num_processes, "process")
     return {
-        "tried": f"{found.num_tried:,} inputs, {found.images_per_second:,.0f}/s with {num_processes} processes",
+        "tried": f"{plural(found.num_tried, 'input')}, {found.images_per_second:,.0f}/s with {processes}",
         "predicted time": f"{found.total_seconds:,.0f} s on this machine",
         "predicted memory": f"{found.memory_bytes / 2**20:,.0f} MiB",
         "bottleneck": f"{found.bottleneck} ({shares} a picture and thread)",
@@ -137,20 +155,31 @@ def on_nodes(
 
 
 def _stages(sample: Sequence[Input], model: Model, options: Options) -> dict[str, float]:
-    """Seconds per input of reading (waiting included), decoding and the model, one after the other in one thread."""
-    files, read_seconds = _timed(lambda: list(_read(sample)), time.perf_counter)
-    pixels, decode_seconds = _timed(lambda: [_decode(data, model, options) for data in files if data], time.thread_time)
-    pictures = [each for each in pixels if each is not None]
+    """Seconds per input of reading (waiting included), decoding and the model, one after the other in one thread.
+
+    One file is held at a time, and no more are taken than there is time for.
+    """
+    Image.init()  # what a process does once, with the first picture that is no JPEG
+    began = asked = time.perf_counter()
+    num, read_seconds, decode_seconds, pictures = 0, 0.0, 0.0, []
+    for data in _files(sample):
+        read_seconds += time.perf_counter() - asked
+        if data:
+            pixels, seconds = _timed(functools.partial(_decode, data, model, options), time.thread_time)
+            decode_seconds += seconds
+            pictures += [] if pixels is None else [pixels]
+        num, asked = num + 1, time.perf_counter()
+        if asked - began > _STAGE_SECONDS:
+            break
     model_seconds = 0.0
     if pictures:
         batch = np.stack(pictures)
         model.answer(batch)
         _, model_seconds = _timed(lambda: model.answer(batch), time.perf_counter)
-    num = max(1, len(sample))
     return {"read": read_seconds / num, "decode": decode_seconds / num, "model": model_seconds / num}
 
 
-def _read(sample: Sequence[Input]) -> Iterator[bytes | None]:
+def _files(sample: Sequence[Input]) -> Iterator[bytes | None]:
     for start, stop in fetch.chunks(sample, 0, len(sample)):
         yield from (found.data for found in fetch.fetch(sample[start:stop]))
 

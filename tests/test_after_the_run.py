@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -9,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from test_classify import no_progress, part_hashes, rows_by_id, with_
 from tiny_bundle import write_bundle
 
-from fruitcnn import calibrate, exports, infer, orders, storage
+from fruitcnn import calibrate, exports, images, infer, orders, storage
 from fruitcnn.budget import RESERVED_BYTES, Budget, left_for_pictures
 from fruitcnn.classify import classify, dry_run
 from fruitcnn.classify_config import ClassifyConfig
@@ -165,7 +167,7 @@ def test_a_sample_is_a_run_of_its_own_always_of_the_same_inputs(config: Classify
 def test_a_dry_run_tries_a_sample_and_says_what_to_expect(config: ClassifyConfig) -> None:
     said = dry_run(config)
     assert said["inputs"] == 20
-    assert "20 inputs" in said["tried"]
+    assert "20\N{NO-BREAK SPACE}inputs" in said["tried"]
     assert said["bottleneck"].split()[0] in ("read", "decode", "model")
     assert storage.is_empty(config.predictions)
 
@@ -176,11 +178,35 @@ def options_of(num_threads: int) -> orders.Options:
     )
 
 
-def test_the_forecast_is_the_measured_rate_over_all_inputs(config: ClassifyConfig) -> None:
+def test_the_forecast_is_the_measured_rate_over_all_inputs(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "_CHUNK_SECONDS", 60.0)  # on a busy machine too all of them are one chunk
     models, options = infer.open_models(config.model, "openvino", 2), options_of(2)
     found = calibrate.forecast(1_000_000, 5.0, list(Listing(config.images)), models, options, 1, seconds=0.0)
     assert found.num_tried == 20
     assert found.total_seconds == pytest.approx(calibrate.START_SECONDS + 5 + 1_000_000 / found.images_per_second)
+
+
+def test_a_trial_of_slow_pictures_takes_no_longer_than_it_may(
+    config: ClassifyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of large PNGs one takes a second: a chunk of a thousand would keep its user waiting for longer than the run."""
+    real, num_decoded = images.decode, itertools.count()
+
+    def slowly(*args: Any) -> Any:
+        next(num_decoded)
+        end = time.thread_time() + 0.2
+        while time.thread_time() < end:
+            pass
+        return real(*args)
+
+    models, sample = infer.open_models(config.model, "openvino", 1), list(Listing(config.images)) * 100
+    monkeypatch.setattr(images, "decode", slowly)
+    monkeypatch.setattr(calibrate, "_STAGE_SECONDS", 1.0)
+    found = calibrate.forecast(1_000_000, 5.0, sample, models, options_of(1), 1, seconds=1.0)
+    assert next(num_decoded) < 60
+    assert found.bottleneck == "decode"
 
 
 def test_the_processes_that_work_beside_a_forecast_end_with_it(config: ClassifyConfig) -> None:
