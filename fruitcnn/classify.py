@@ -30,6 +30,14 @@ Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 """progress(title, total, unit, already) -> context manager yielding update(done, note=""): jobs.cli.progress is one."""
 
 
+class TooManyRejectedError(ClassifyError):
+    """More inputs were rejected than --max-rejected allows; everything is written, and manifest has the books."""
+
+    def __init__(self, message: str, manifest: RunManifest) -> None:
+        super().__init__(message)
+        self.manifest = manifest
+
+
 class Run(NamedTuple):
     """A run that may be started or continued: nothing stands against it."""
 
@@ -47,7 +55,7 @@ def classify(config: ClassifyConfig, progress: Progress, session: "Session | Non
 
     session opens Ray, once it is known that there is work; by default the session at hand is used, or none.
     UsageError: nothing was started. ClassifyError: the store failed for good, the books do not balance, another attempt
-    took over, or too many inputs were rejected (then everything is written). StorageError: a URI cannot be used.
+    took over, or (TooManyRejectedError) too many inputs were rejected. StorageError: a URI cannot be used.
     """
     from fruitcnn import predictions
     from fruitcnn.crew import Crew
@@ -63,9 +71,10 @@ def classify(config: ClassifyConfig, progress: Progress, session: "Session | Non
             manifest = _finish(run, started_seconds, progress, session)
     books = manifest.books
     if books.num_rejected > config.rejected_limit(books.num_listed):
-        raise ClassifyError(
+        raise TooManyRejectedError(
             f"--max-rejected {config.max_rejected}: {books.num_rejected:,} of {books.num_listed:,} inputs rejected "
-            f"({books.causes_in_words()}); the predictions under {run.predictions} are complete"
+            f"({books.causes_in_words()}); the predictions under {run.predictions} are complete",
+            manifest,
         )
     return manifest
 
@@ -167,9 +176,12 @@ def _identify(config: ClassifyConfig) -> "tuple[str, str, FrozenModel | None]":
 
 
 def _reopen(run: Run, manifest: RunManifest | None) -> None:
-    """Open the books of a finished run for --retry-rejected; UsageError if it is not finished."""
-    from fruitcnn import predictions
+    """Open the books of a finished run for --retry-rejected; UsageError if it is not finished, or of unknown causes."""
+    from fruitcnn import fetch, images, predictions
 
+    causes = sorted({*images.CAUSES, *fetch.CAUSES})
+    if unknown := [cause for cause in run.config.cause or () if cause not in causes]:
+        raise UsageError(f"--cause: got {', '.join(unknown)}, wanted some of {', '.join(causes)}")
     if manifest is None and predictions.pending_parts(run.predictions, run.plan):
         raise UsageError(
             f"--retry-rejected: the run at {run.predictions} is not finished; the same command without "

@@ -1,6 +1,7 @@
 """What jobs.classify is asked for; by itself, so that --help need not import more. Pure; for classify."""
 
 import re
+from fractions import Fraction
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -109,10 +110,10 @@ class ClassifyConfig(BaseModel):
             raise ValueError(f"--precision: got bf16 with --runtime {self.runtime}, wanted --runtime openvino or auto")
         return self
 
-    def rejected_limit(self, num_listed: int) -> float:
-        """The number of rejected inputs that is still accepted of num_listed."""
-        value = self.max_rejected
-        return float(value[:-1]) / 100 * num_listed if value.endswith("%") else float(value)
+    def rejected_limit(self, num_listed: int) -> Fraction:
+        """The number of rejected inputs that is still accepted of num_listed; exact: 29 of 100 are 29%."""
+        share, percent, _ = self.max_rejected.partition("%")
+        return Fraction(share) / 100 * num_listed if percent else Fraction(share)
 
     def row_settings(self, runtime: str) -> dict[str, Any]:
         """All that decides what the rows say, besides the model: part of the run's identity."""

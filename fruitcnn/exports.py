@@ -26,6 +26,8 @@ from fruitcnn.plan import PlanReader, load_plan
 By = Literal["link", "copy"]
 
 _NUM_WORKERS = 16
+_NAME_BYTES = 255
+"""Of a file name, on nearly every file system."""
 
 
 class Organised(NamedTuple):
@@ -93,8 +95,11 @@ def _place(inputs: Sequence[Input], rows: Sequence[dict[str, Any]], target: str,
 def _place_of(row: dict[str, Any], target: str) -> str:
     base = storage.name(row["id"].rpartition("!")[2])
     stem, dot, ending = base.rpartition(".")
-    digest = hashlib.sha256(row["id"].encode()).hexdigest()[:10]
-    name = f"{stem}-{digest}.{ending}" if dot and stem else f"{base}-{digest}"
+    tail = f"-{hashlib.sha256(row['id'].encode()).hexdigest()[:10]}"
+    if dot and stem and len(ending) < 32:
+        base, tail = stem, f"{tail}.{ending}"
+    room = _NAME_BYTES - len(tail.encode())
+    name = base.encode()[:room].decode(errors="ignore") + tail
     folders = {"ok": [row["label"]], "unsure": ["_unsure", row["label"]], "rejected": ["_rejected", row["cause"]]}
     return storage.join(target, *(_safe(folder) for folder in folders[row["status"]]), _safe(name))
 
@@ -110,7 +115,7 @@ def _link(item: Input, place: str) -> bool:
         return False
     try:
         os.makedirs(os.path.dirname(place), exist_ok=True)  # noqa: PTH103, PTH120 - names need not be UTF-8
-        os.link(item.name, place)
+        os.link(os.path.realpath(item.name), place)  # a link to a link would lead nowhere from another folder
     except FileExistsError:
         return True
     except OSError:

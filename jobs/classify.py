@@ -13,7 +13,7 @@ from typing import Any
 
 from fruitcnn import storage
 from fruitcnn.books import RunManifest, Timing
-from fruitcnn.classify import classify, dry_run
+from fruitcnn.classify import TooManyRejectedError, classify, dry_run
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.wording import plural
 from jobs.cli import progress, ray_session, run, summary
@@ -30,7 +30,11 @@ def main(config: ClassifyConfig) -> None:
     if config.organise:
         with storage.argument("--organise"):
             storage.require_writable(storage.join(config.organise, "copies", "part-00000.csv"))
-    manifest = classify(config, progress, ray_session)
+    failure: TooManyRejectedError | None = None
+    try:
+        manifest = classify(config, progress, ray_session)
+    except TooManyRejectedError as error:  # whoever must look into it needs the books and the report all the more
+        failure, manifest = error, error.manifest
     if f"{storage.normalise(config.predictions)}/".startswith(f"{storage.normalise(config.images)}/"):
         print("note: --predictions lies inside --images: another run over them would take its files for pictures",
               file=sys.stderr)  # fmt: skip
@@ -41,6 +45,8 @@ def main(config: ClassifyConfig) -> None:
         write_report(report, predictions=config.predictions)
     where = {"predictions": config.predictions, "model": config.model, "report": report} | _export(config, manifest)
     summary("predictions", describe(manifest) | _precision(config) | _audited(config), where)
+    if failure:
+        raise failure
 
 
 def _precision(config: ClassifyConfig) -> dict[str, str]:
@@ -71,7 +77,8 @@ def _export(config: ClassifyConfig, manifest: RunManifest) -> dict[str, str]:
     """Write what was asked for besides the predictions; name -> where it lies."""
     where = {}
     predictions = storage.normalise(config.predictions)
-    if config.csv:
+    has_csv = config.retry_rejected and storage.exists(storage.join(predictions, "csv", "part-00000.csv"))
+    if config.csv or has_csv:
         from fruitcnn.exports import write_csv
 
         where["csv"] = storage.join(config.predictions, storage.name(write_csv(predictions, manifest)))
@@ -81,7 +88,7 @@ def _export(config: ClassifyConfig, manifest: RunManifest) -> dict[str, str]:
         with storage.argument("--organise"):
             done = organise(predictions, manifest, config.organise, config.organise_by)
         gone = f", {done.num_missing:,} not readable any more" if done.num_missing else ""
-        where["organised"] = f"{config.organise} ({done.num_placed:,} pictures{gone})"
+        where["organised"] = f"{config.organise} ({plural(done.num_placed, 'picture')}{gone})"
     return where
 
 
@@ -98,13 +105,13 @@ def describe(manifest: RunManifest) -> dict[str, Any]:
         "last attempt": f"{plural(timing.num_inputs, 'image')} in {timing.classify_seconds:.1f} s{_predicted(timing)}",
     }
     if num := timing.effort.num_repeats:
-        rows["duplicates"] = f"{num:,} files equal to one shortly before, classified once"
+        rows["duplicates"] = f"{plural(num, 'file')} equal to one shortly before, classified once"
     if manifest.num_retried:
-        rows["retried"] = f"{manifest.num_retried:,} rejected inputs, taken again"
+        rows["retried"] = f"{plural(manifest.num_retried, 'rejected input')}, taken again"
     if manifest.num_hidden:
         rows["hidden files"] = f"{manifest.num_hidden:,} passed over"
     if manifest.num_repeated:
-        rows["listed again"] = f"{manifest.num_repeated:,} names, classified once"
+        rows["listed again"] = f"{plural(manifest.num_repeated, 'name')}, classified once"
     return rows
 
 

@@ -19,10 +19,12 @@ from tiny_bundle import write_bundle
 
 from fruitcnn import calibrate, exports, images, infer, orders, storage
 from fruitcnn.budget import RESERVED_BYTES, Budget, left_for_pictures
+from fruitcnn.books import ClassifyError
 from fruitcnn.classify import classify, dry_run
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.errors import UsageError
 from fruitcnn.inputs import Listing
+from jobs.classify import main
 
 
 @pytest.fixture
@@ -108,6 +110,22 @@ def test_cause_needs_a_retry(config: ClassifyConfig) -> None:
         with_(config, cause=("truncated",))
 
 
+def test_a_cause_that_nothing_is_rejected_for_is_refused(config: ClassifyConfig) -> None:
+    classify(config, no_progress)
+    with pytest.raises(UsageError, match=r"--cause: got truncatd, wanted .*truncated"):
+        classify(with_(config, retry_rejected=True, cause=("empty", "truncatd")), no_progress)
+
+
+def test_beyond_max_rejected_books_and_report_are_there_all_the_same(
+    config: ClassifyConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ClassifyError, match=r"--max-rejected 2: 3 of 20 inputs rejected"):
+        main(with_(config, max_rejected="2"))
+    said = capsys.readouterr().out
+    assert "listed" in said and "3 (not-an-image 1, truncated 2)" in said
+    assert Path(config.predictions, "report.html").exists()
+
+
 def test_csv_says_what_parquet_says(config: ClassifyConfig) -> None:
     manifest = classify(with_(config, probabilities=True), no_progress)
     folder = exports.write_csv(config.predictions, manifest)
@@ -119,6 +137,15 @@ def test_csv_says_what_parquet_says(config: ClassifyConfig) -> None:
         assert line["status"] == row["status"]
         assert line["label"] == (row["label"] or "")
         assert line["top_labels"] == "|".join(row["top_labels"] or [])  # type: ignore[arg-type]
+
+
+def test_a_retry_renews_the_csv_that_is_there(config: ClassifyConfig, jpeg_bytes: Callable[..., bytes]) -> None:
+    main(with_(config, csv=True))
+    Path(config.images, "17.jpg").write_bytes(jpeg_bytes(17))
+    main(with_(config, retry_rejected=True))
+    texts = [path.read_text() for path in Path(config.predictions, "csv").iterdir()]
+    assert sum("not-an-image" in text for text in texts) == 0
+    assert sum("truncated" in text for text in texts) == 2
 
 
 @pytest.mark.parametrize("by", ["link", "copy"])
@@ -141,6 +168,28 @@ def test_pictures_are_put_into_folders_by_label(config: ClassifyConfig, tmp_path
         assert Path(place).parent == target / str(folder[str(row["status"])])
         assert Path(place).read_bytes() == source.read_bytes()
         assert os.path.samefile(place, source) == (by == "link")  # noqa: PTH121
+
+
+def test_of_a_symbolic_link_the_picture_is_organised(config: ClassifyConfig, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.jpg"
+    elsewhere.write_bytes(Path(config.images, "00.jpg").read_bytes())
+    for each in Path(config.images).iterdir():
+        each.unlink()
+    Path(config.images, "link.jpg").symlink_to("../elsewhere.jpg")
+    manifest = classify(config, no_progress)
+    exports.organise(config.predictions, manifest, str(tmp_path / "far" / "away"), "link")
+    (placed,) = (tmp_path / "far" / "away").glob("*/*.jpg")
+    assert placed.read_bytes() == elsewhere.read_bytes()
+    elsewhere.unlink()
+    assert not placed.is_symlink() and placed.exists()
+
+
+@pytest.mark.parametrize("name", ["n" * 251 + ".jpg", "é" * 125 + ".jpeg", "a." + "b" * 253, "c" * 255])
+def test_the_longest_names_are_organised_too(config: ClassifyConfig, tmp_path: Path, name: str) -> None:
+    Path(config.images, "00.jpg").rename(Path(config.images, name))
+    manifest = classify(config, no_progress)
+    assert exports.organise(config.predictions, manifest, str(tmp_path / "by"), "link").num_placed == 20
+    assert [each.name for each in (tmp_path / "by").glob("*/*") if each.name.startswith(name[:100])]
 
 
 def test_members_of_an_archive_are_organised_too(config: ClassifyConfig, tmp_path: Path) -> None:

@@ -89,6 +89,11 @@ def test_max_rejected_is_a_number_or_a_share(value: str, limit: float, config: C
     assert with_(config, max_rejected=value).rejected_limit(1000) == limit
 
 
+def test_a_share_of_rejected_inputs_is_exact(config: ClassifyConfig) -> None:
+    """0.29 * 100 is less than 29: a job with just what is allowed would fail."""
+    assert all(with_(config, max_rejected=f"{share}%").rejected_limit(100) == share for share in range(101))
+
+
 def test_bf16_goes_with_openvino_and_is_a_run_of_its_own(config: ClassifyConfig) -> None:
     with pytest.raises(ValueError, match="wanted --runtime openvino or auto"):
         with_(config, precision="bf16", runtime="onnxruntime")

@@ -77,7 +77,7 @@ def test_repeats_change_no_byte_whoever_remembers_them(
     found, wanted = classify(remembering, no_progress), classify(forgetful, no_progress)
     assert found.parts == wanted.parts
     assert found.timing.effort.num_repeats >= 330 - num * 26 > wanted.timing.effort.num_repeats
-    assert describe(found)["duplicates"].startswith(f"{found.timing.effort.num_repeats:,} files")
+    assert describe(found)["duplicates"].startswith(f"{found.timing.effort.num_repeats:,}\N{NO-BREAK SPACE}files")
 
 
 def test_a_member_commits_what_it_is_asked_for(run: Run, member: Member) -> None:
