@@ -72,6 +72,8 @@ def list_members(uri: str, *, is_lenient: bool = False) -> Iterator[Member]:
             members = _zip_members if uri.lower().endswith(".zip") else _tar_members
             yield from members(file, is_lenient)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+            if isinstance(error.__context__, storage.StorageError):  # zipfile takes what cannot be read for no zip
+                raise error.__context__ from None
             raise ArchiveError(
                 f"{uri} ({raw.size_bytes:,} bytes) is cut off or is not the archive its name says: {error}. "
                 f"Copy or download it again"

@@ -118,7 +118,7 @@ def _fetch_rows(inputs: Sequence[Input]) -> Iterator[Fetched]:
 def _fetch_object(item: Input) -> Fetched:
     uri = item.name
     if item.method == UNLISTED:
-        return Fetched(uri, None, "unreadable", _why_no_archive(uri))
+        return Fetched(uri, None, *_why_no_archive(uri))
     try:
         num_bytes = storage.size_bytes(uri) if item.size_bytes == UNKNOWN_BYTES else item.size_bytes
         return Fetched(uri, storage.read(uri)) if num_bytes <= MAX_INPUT_BYTES else _too_large(uri, num_bytes)
@@ -161,17 +161,18 @@ def _seekable(container: str) -> str:
     return archives.seekable(container)
 
 
-def _why_no_archive(uri: str) -> str:
+def _why_no_archive(uri: str) -> tuple[str, str]:
+    """Return (cause, detail)."""
     try:
         for _ in archives.list_members(archives.seekable(uri), is_lenient=True):
             pass
     except archives.ArchiveError as error:
-        return str(error)[:200]
+        return "unreadable", str(error)[:200]
     except storage.NotFoundError:
-        return "the archive is no longer there"
+        return "not-found", "the archive is no longer there"
     except storage.PermissionDeniedError:
-        return "the archive may not be read"
-    return "the archive could not be listed when the plan was made"
+        return "access-denied", "the archive may not be read"
+    return "unreadable", "could not be listed when the plan was made, now it can: classify it by a run of its own"
 
 
 def _too_large(input_id: str, num_bytes: int) -> Fetched:

@@ -18,8 +18,8 @@ from test_classify import no_progress, part_hashes, rows_by_id, with_
 from tiny_bundle import write_bundle
 
 from fruitcnn import calibrate, exports, images, infer, orders, storage
-from fruitcnn.budget import RESERVED_BYTES, Budget, left_for_pictures
 from fruitcnn.books import ClassifyError
+from fruitcnn.budget import RESERVED_BYTES, Budget, left_for_pictures
 from fruitcnn.classify import classify, dry_run
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.errors import UsageError
@@ -122,7 +122,8 @@ def test_beyond_max_rejected_books_and_report_are_there_all_the_same(
     with pytest.raises(ClassifyError, match=r"--max-rejected 2: 3 of 20 inputs rejected"):
         main(with_(config, max_rejected="2"))
     said = capsys.readouterr().out
-    assert "listed" in said and "3 (not-an-image 1, truncated 2)" in said
+    assert "listed" in said
+    assert "3 (not-an-image 1, truncated 2)" in said
     assert Path(config.predictions, "report.html").exists()
 
 
@@ -181,7 +182,8 @@ def test_of_a_symbolic_link_the_picture_is_organised(config: ClassifyConfig, tmp
     (placed,) = (tmp_path / "far" / "away").glob("*/*.jpg")
     assert placed.read_bytes() == elsewhere.read_bytes()
     elsewhere.unlink()
-    assert not placed.is_symlink() and placed.exists()
+    assert not placed.is_symlink()
+    assert placed.exists()
 
 
 @pytest.mark.parametrize("name", ["n" * 251 + ".jpg", "é" * 125 + ".jpeg", "a." + "b" * 253, "c" * 255])

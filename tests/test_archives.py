@@ -70,6 +70,22 @@ def test_the_same_on_s3(name: str, tmp_path: Path, s3_prefix: str) -> None:
     assert {member.name: read_member(uri, member) for member in list_members(uri)} == FILES
 
 
+@pytest.mark.parametrize("error", [storage.PermissionDeniedError, storage.UnavailableError])
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_the_store_says_is_not_taken_for_a_damaged_archive(
+    name: str, error: type[storage.StorageError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zipfile says "File is not a zip file" of whatever fails: a throttled bucket would cost a good archive."""
+    uri = MAKERS[name](tmp_path / name)
+
+    def refuse(uri: str, start: int, length: int) -> bytes:
+        raise error(uri, "refused")
+
+    monkeypatch.setattr(storage, "read_range", refuse)
+    with pytest.raises(error, match="refused"):
+        list(list_members(seekable(uri)))
+
+
 def test_listing_a_zip_fetches_its_directory_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big = {f"{n}.bin": np.random.default_rng(n).bytes(100_000) for n in range(60)}
     uri = make_zip(tmp_path / "big.zip", big)

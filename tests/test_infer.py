@@ -345,6 +345,25 @@ def test_an_archive_that_cannot_be_listed_is_a_row_that_says_why(tmp_path: Path)
     assert "cut off or is not the archive" in str(rows.details[0])
 
 
+def test_an_archive_that_may_not_be_read_is_a_row_that_says_so_until_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "locked.zip", "w") as archive:
+        archive.writestr("a.jpg", b"")
+    real = storage.read_range
+
+    def refuse(uri: str, *args: int) -> bytes:
+        raise storage.PermissionDeniedError(uri, "refused")
+
+    monkeypatch.setattr(storage, "read_range", refuse)
+    inputs = list(Listing(str(tmp_path)))
+    assert classify_part(inputs, BrightestChannel()).causes == ["access-denied"]
+    monkeypatch.setattr(storage, "read_range", real)
+    rows = classify_part(inputs, BrightestChannel())
+    assert rows.causes == ["unreadable"]
+    assert "a run of its own" in str(rows.details[0])
+
+
 def test_rows_of_shards_are_read_by_position(tmp_path: Path, jpeg_bytes: Callable[..., bytes]) -> None:
     pictures = [jpeg_bytes(number % 5) for number in range(600)]
     digests = [hashlib.sha256(data).hexdigest() for data in pictures]
