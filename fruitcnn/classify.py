@@ -108,7 +108,10 @@ def _listing(config: ClassifyConfig, on_found: Callable[[int, int], None]) -> "i
     if not config.since_promotion:
         return inputs.Listing(config.images, config.split, config.sample, None if config.sample else on_found)
     with storage.argument("--since-promotion"):
-        return since.Choice(config.since_promotion, config.images, config.max_margin, config.audit_share)
+        choice = since.Choice(config.since_promotion, config.images, config.max_margin, config.audit_share)
+    if config.split and config.split != (there := choice.manifest.settings["split"]):
+        raise UsageError(f"--split: got {config.split}, wanted {there or 'none'}, as {config.since_promotion} has it")
+    return choice
 
 
 def _recruiter(config: ClassifyConfig, runtime: str, crew: "Crew") -> Callable[[int, int], None]:
@@ -132,7 +135,7 @@ def dry_run(config: ClassifyConfig) -> dict[str, Any]:
 
     started_seconds = time.monotonic()
     _, runtime, model = _identify(config)
-    listing = inputs.Listing(config.images, config.split, config.sample)
+    listing = _listing(config)
     sampler = inputs.Sampler(calibrate.SAMPLE_INPUTS)
     num_parts = num_inputs = num_bytes = 0
     with plan.without_collector():

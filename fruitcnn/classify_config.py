@@ -105,6 +105,12 @@ class ClassifyConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _since_is_no_sample(self) -> Self:
+        if self.since_promotion and self.sample:
+            raise ValueError("--sample: got it beside --since-promotion, which chooses the inputs; wanted one of them")
+        return self
+
+    @model_validator(mode="after")
     def _bf16_is_openvino(self) -> Self:
         if self.precision == "bf16" and self.runtime not in ("auto", "openvino"):
             raise ValueError(f"--precision: got bf16 with --runtime {self.runtime}, wanted --runtime openvino or auto")

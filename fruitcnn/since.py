@@ -43,6 +43,11 @@ class Choice:
         there = self.manifest.settings["images"]
         if there != self.images:
             raise UsageError(f"--images: got {self.images}, wanted {there}, which {earlier} was made of")
+        if self.manifest.settings["top_k"] < 2:
+            raise UsageError(
+                f"--since-promotion: {earlier} was made with --top-k 1, which does not say how close the second label "
+                f"was; classify all again, without --since-promotion"
+            )
 
     def __iter__(self) -> Iterator[Input]:
         plan = load_plan(self.earlier)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fruitcnn import since
-from fruitcnn.classify import classify
+from fruitcnn.classify import classify, dry_run
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.errors import UsageError
 from jobs.classify import main
@@ -92,3 +92,27 @@ def test_predictions_of_other_images_or_unfinished_ones_are_refused(pictures: Pa
         since.Choice(str(tmp_path / "before"), str(tmp_path / "old"), 0.2, 0.1)
     with pytest.raises(UsageError, match="--since-promotion"):
         since.Choice(str(tmp_path / "nothing"), str(pictures), 0.2, 0.1)
+
+
+def test_a_dry_run_speaks_of_what_was_chosen(pictures: Path, tmp_path: Path) -> None:
+    model = write_bundle(tmp_path / "old")
+    config = run(model, pictures, tmp_path / "before")
+    choice = {"since_promotion": str(tmp_path / "before"), "max_margin": 0.0, "audit_share": 0.2}
+    said = dry_run(config.model_copy(update={"predictions": str(tmp_path / "after"), **choice}))
+    assert 0 < said["inputs"] < NUM_PICTURES / 2
+
+
+def test_without_second_labels_nothing_says_what_could_change(pictures: Path, tmp_path: Path) -> None:
+    run(write_bundle(tmp_path / "old"), pictures, tmp_path / "before", top_k=1)
+    with pytest.raises(UsageError, match="--top-k 1"):
+        since.Choice(str(tmp_path / "before"), str(pictures), 0.2, 0.1)
+
+
+def test_nothing_else_chooses_beside_it(pictures: Path, tmp_path: Path) -> None:
+    model = write_bundle(tmp_path / "old")
+    run(model, pictures, tmp_path / "before")
+    choice = {"since_promotion": str(tmp_path / "before")}
+    with pytest.raises(ValueError, match="wanted one of them"):
+        run(model, pictures, tmp_path / "after", sample=5, **choice)
+    with pytest.raises(UsageError, match="--split: got test, wanted none"):
+        run(model, pictures, tmp_path / "after", split="test", **choice)
