@@ -12,8 +12,10 @@ from __future__ import annotations
 import io
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from fruitcnn.errors import UsageError
 from fruitcnn.evaluate_config import EvaluateConfig
 from fruitcnn.figures import Judged
 from fruitcnn.inputs import Input
+from fruitcnn.wording import plural
 
 Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 
@@ -54,25 +57,31 @@ def evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     with bundle.argument("--model", config.model):
         model = frozen.load(config.model, config.runtime)
     listing = Listing(config.images, config.split)
-    inputs = list(listing)
-    found = truth.find(listing, inputs, config.labels, model.labels)
-    known = [row for row, name in enumerate(found) if name is not None]
+    inputs, names, unused = truth.find(listing, list(listing), config.labels, model.labels)
+    known = [row for row, name in enumerate(names) if name is not None]
     if not known:
         raise UsageError(
-            f"--images {config.images}: got {len(inputs):,} files without a label, wanted a data set, folders named "
-            f"after classes of the model ({', '.join(model.labels[:3])}, ...), or a {truth.LABELS_FILE}"
+            f"--images {config.images}: got {plural(len(inputs), 'file')} without a label, wanted a data set, folders "
+            f"named after classes of the model ({', '.join(model.labels[:3])}, ...), or a {truth.LABELS_FILE}"
         )
-    named = [inputs[row] for row in known], [found[row] or "" for row in known]
+    named = [inputs[row] for row in known], [names[row] or "" for row in known]
+    unnamed = Counter(_folder(item) for item, name in zip(inputs, names, strict=True) if name is None)
     evaluated, num_rejected = _answer(model, *named, config, progress)
     said = describe(evaluated) | {
         "num_rejected": num_rejected,
         "num_without_truth": len(inputs) - len(known),
+        "without_truth_by_folder": dict(unnamed.most_common()),
+        "labels_without_picture": unused,
         "model_hash": model.model_hash,
         "limits": model.limits.model_dump(),
         "config": config.model_dump(),
     }
     _write(uri, evaluated, said, config.max_pixels)
     return said
+
+
+def _folder(item: Input) -> str:
+    return PurePosixPath(item.name).parent.name or storage.name(item.container)
 
 
 def _write(uri: str, evaluated: Evaluated, said: dict[str, Any], max_pixels: int) -> None:
@@ -108,6 +117,7 @@ def describe(evaluated: Evaluated) -> dict[str, Any]:
     labels = evaluated.table["label"].to_pylist()
     return {
         "summary": figures.summarise(judged),
+        "strangers": dict(Counter(np.array(evaluated.truth, object)[judged.stranger].tolist()).most_common()),
         "calibration": [each._asdict() for each in figures.calibration(judged)],
         "risk_coverage": {
             "confidence": figures.risk_coverage(judged, judged.confidence),

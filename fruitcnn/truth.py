@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from fruitcnn import fetch, storage
 from fruitcnn.errors import UsageError
@@ -22,24 +23,42 @@ LABELS_FILE = "labels.csv"
 STRANGER = "NONE"
 
 
-def find(listing: Listing, inputs: Sequence[Input], labels_uri: str | None, labels: Sequence[str]) -> list[str | None]:
-    """Return the truth of every input, None where nobody said; labels: the model's classes.
+class Found(NamedTuple):
+    """What is known of the pictures of one evaluation."""
 
-    UsageError for a labels.csv without the columns.
-    """
+    inputs: list[Input]
+    """All but the labels.csv."""
+    names: list[str | None]
+    """The truth of each, None where nobody said."""
+    unused: list[str]
+    """Files of the labels.csv that are not among the inputs."""
+
+
+def find(listing: Listing, inputs: list[Input], labels_uri: str | None, labels: Sequence[str]) -> Found:
+    """Return the truth of every input; labels: the model's classes. UsageError for a labels.csv that says no such."""
     if listing.kind == "dataset":
-        return _of_dataset(listing.images, inputs)
+        return Found(inputs, _of_dataset(listing.images, inputs), [])
     text = _labels_file(inputs, labels_uri)
-    if text is not None:
-        known = parse(text, labels_uri or LABELS_FILE)
-        names = [PurePosixPath(item.name) for item in inputs]
-        return [known.get(str(name), known.get(name.name)) for name in names]
-    folders = [PurePosixPath(item.name).parent.name for item in inputs]
-    return [name if name == STRANGER or (name and matching(name, labels)) else None for name in folders]
+    if text is None:
+        folders = [PurePosixPath(item.name).parent.name for item in inputs]
+        return Found(
+            inputs, [name if name == STRANGER or (name and matching(name, labels)) else None for name in folders], []
+        )
+    known = parse(text, labels_uri or LABELS_FILE)
+    inputs = [item for item in inputs if PurePosixPath(item.name).name != LABELS_FILE]
+    files = [next((name for name in _names(item, listing.images) if name in known), None) for item in inputs]
+    used = {*files}
+    unused = [name for name in known if name not in used]
+    return Found(inputs, [None if name is None else known[name] for name in files], unused)
+
+
+def _names(item: Input, images: str) -> tuple[str, str, str]:
+    """How a labels.csv may name an input: whole, from the folder that was given, or without any folder."""
+    return item.name, item.name.removeprefix(f"{images}/"), PurePosixPath(item.name).name
 
 
 def parse(text: bytes, name: str) -> dict[str, str]:
-    """Return file -> truth of a labels.csv; UsageError without its columns."""
+    """Return file -> truth of a labels.csv; UsageError without its columns, or where it says two things of a file."""
     rows = csv.DictReader(io.StringIO(text.decode("utf-8-sig", "replace")))
     columns = rows.fieldnames or []
     truth = next((column for column in ("family", "label") if column in columns), None)
@@ -47,7 +66,13 @@ def parse(text: bytes, name: str) -> dict[str, str]:
         raise UsageError(
             f"--labels {name}: got the columns {', '.join(columns) or 'none'}, wanted file and family (or label)"
         )
-    return {row["file"]: row[truth].strip() for row in rows if row["file"] and row[truth]}
+    found: dict[str, str] = {}
+    for row in rows:
+        if row["file"] and row[truth]:
+            said = row[truth].strip()
+            if found.setdefault(row["file"], said) != said:
+                raise UsageError(f"--labels {name}: got {found[row['file']]} and {said} for {row['file']}, wanted one")
+    return found
 
 
 def _labels_file(inputs: Iterable[Input], labels_uri: str | None) -> bytes | None:

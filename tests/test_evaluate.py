@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from fruitcnn.errors import UsageError
 from fruitcnn.evaluate import evaluate
 from fruitcnn.evaluate_config import EvaluateConfig
 from fruitcnn.familiar import NO_LIMITS
+from jobs.evaluate import main
 from tests.frozen_run import no_progress
 from tests.tiny_bundle import write_bundle
 
@@ -46,7 +48,7 @@ def test_a_labels_file_with_families_and_strangers(model: str, tmp_path: Path) -
     )
     figures = said["summary"]
     assert (figures["num_pictures"], figures["num_strangers"]) == (5, 1)
-    assert (said["num_rejected"], said["num_without_truth"]) == (1, 2), "f.png and labels.csv have no label"
+    assert (said["num_rejected"], said["num_without_truth"]) == (1, 1), "f.png has no label"
     assert figures["share_answered"] == 3 / 4, "grey is ambiguous"
     assert figures["right_among_answered"] == pytest.approx(2 / 3)
     assert figures["strangers_answered"] == 1
@@ -67,6 +69,30 @@ def test_folders_named_after_classes_are_labels(model: str, tmp_path: Path) -> N
     config = EvaluateConfig(model=model, images=str(tmp_path / "in"), evaluation=str(tmp_path / "out"))
     said = evaluate(config, no_progress)
     assert (said["summary"]["accuracy"], said["num_without_truth"]) == (0.5, 1)
+
+
+def test_labels_name_files_from_the_folder_and_what_fits_nothing_is_told(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, color in (("x/1.png", "red"), ("y/1.png", "blue"), ("y/2.png", "red"), ("z/3.png", "red")):
+        picture(tmp_path / "in" / name, color)
+    lines = "file,family\nx/1.png,red\ny/1.png,blue\ny/2.png,read\ngone.png,red\n"
+    (tmp_path / "in" / "labels.csv").write_text(lines)
+    main(EvaluateConfig(model=model, images=str(tmp_path / "in"), evaluation=str(tmp_path / "out")))
+    said = capsys.readouterr().out
+    assert re.search(r"pictures +3\n", said)
+    assert re.search(r"accuracy .* 100.00%", said)
+    assert re.search(r"of them strangers +1 \(read 1\)", said)
+    assert re.search(r"without a label +1 \(z 1\)", said)
+    assert re.search(r"labels without a picture +1 \(gone.png\)", said)
+
+
+def test_two_labels_of_one_file_are_refused(model: str, tmp_path: Path) -> None:
+    picture(tmp_path / "in/1.png", "red")
+    (tmp_path / "in" / "labels.csv").write_text("file,family\n1.png,red\n1.png,green\n")
+    config = EvaluateConfig(model=model, images=str(tmp_path / "in"), evaluation=str(tmp_path / "out"))
+    with pytest.raises(UsageError, match=r"--labels labels\.csv: got red and green for 1\.png, wanted one"):
+        evaluate(config, no_progress)
 
 
 def test_what_is_not_this_evaluation_is_not_overwritten(model: str, tmp_path: Path) -> None:
@@ -93,6 +119,6 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(model: str, read
 def test_pictures_without_any_label_say_what_is_wanted(model: str, tmp_path: Path) -> None:
     picture(tmp_path / "in" / "holiday" / "1.png", "red")
     config = EvaluateConfig(model=model, images=str(tmp_path / "in"), evaluation=str(tmp_path / "out"))
-    with pytest.raises(UsageError, match=r"--images .*: got 1 files without a label, wanted .*labels\.csv"):
+    with pytest.raises(UsageError, match=r"--images .*: got 1\Wfile without a label, wanted .*labels\.csv"):
         evaluate(config, no_progress)
     assert not (tmp_path / "out").exists()
