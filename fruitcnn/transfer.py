@@ -64,6 +64,8 @@ def start_from(weights: str, model: Any, architecture: str) -> None:
             source = _from_the_internet(architecture)
         else:
             _load(source, weights)
+    except UsageError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise UsageError(
@@ -103,8 +105,15 @@ def _from_the_internet(architecture: str) -> Any:
 
     folder = cache.folder()
     folder.mkdir(parents=True, exist_ok=True)
+    make = getattr(keras.applications, _APPLICATIONS[architecture].name)
     with FileLock(folder / "imagenet.lock"):
-        return getattr(keras.applications, _APPLICATIONS[architecture].name)(include_top=False, weights=IMAGENET)
+        try:
+            return make(include_top=False, weights=IMAGENET)
+        except Exception as error:  # Keras raises no class of its own
+            raise UsageError(
+                f"--weights {IMAGENET}: {' '.join(str(error).split())[:300]}. Where there is no internet, download "
+                f"that file elsewhere and give its path or URI instead"
+            ) from error
 
 
 def _load(source: Any, weights: str) -> None:

@@ -34,10 +34,7 @@ def main(config: EvaluateConfig) -> None:
     unnamed = _by_name(said["num_without_truth"], said["without_truth_by_folder"])
     rows: dict[str, Any] = {"pictures": figures["num_pictures"], "of them strangers": strangers}
     rows |= {text: f"{figures[name]:.2%}" for name, text in _SHARES.items() if figures[name] is not None}
-    rows |= {
-        "rejected": said["num_rejected"],
-        "without a label": _by_name(said["num_without_truth"], said["without_truth_by_folder"]),
-    }
+    rows |= {"rejected": said["num_rejected"], "without a label": unnamed}
     if unused := said["labels_without_picture"]:
         rows["labels without a picture"] = _by_name(len(unused), dict.fromkeys(unused))
     summary("evaluation", rows, {"evaluation": config.evaluation, "report": f"{config.evaluation}/report.html"})

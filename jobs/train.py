@@ -18,6 +18,13 @@ from jobs.cli import progress, ray_session, run, summary
 # The parts of the time until the first step, in their order.
 START = ("ray", "workers", "imports", "pixels", "model", "first_step")
 
+SCORES = {
+    "validation": ("validation accuracy", ""),
+    "test": ("test accuracy", ""),
+    "leak_aware": ("leak-aware accuracy", ", views that training never saw"),
+}
+"""Of a result -> how it is called, and what it is of."""
+
 
 def main(config: TrainConfig) -> None:
     """Train, then say how good it became."""
@@ -54,12 +61,11 @@ def describe(result: dict[str, Any]) -> dict[str, Any]:
     # Empty in a result that an earlier version wrote.
     seconds, start = result["seconds"], dict.fromkeys(START, 0.0) | result.get("start_seconds", {})
     seconds = dict.fromkeys(("compute", "all_reduce", "checkpoint"), 0.0) | seconds
-    rows = {
-        "best checkpoint": result["best_checkpoint"],
-        "validation accuracy": f"{result['validation']['accuracy']:.2%} of {result['validation']['num_rows']:,} rows",
+    rows = {"best checkpoint": result["best_checkpoint"]} | {
+        text: f"{result[name]['accuracy']:.2%} of {result[name]['num_rows']:,} rows{of}"
+        for name, (text, of) in SCORES.items()
+        if result.get(name)
     }
-    if result["test"]:
-        rows["test accuracy"] = f"{result['test']['accuracy']:.2%} of {result['test']['num_rows']:,} rows"
     return rows | {
         "workers": result["num_workers"],
         "pictures seen": f"{result['images_seen']:,}, {result['images_per_second']:,.0f}/s",

@@ -333,3 +333,14 @@ def test_what_silences_ray_is_set_before_a_step_imports_it(monkeypatch: pytest.M
         monkeypatch.delenv(name)
     with ray_when_needed():
         assert {name: os.environ[name] for name in QUIET} == QUIET
+
+
+def test_the_closing_table_of_train_has_the_score_on_views_that_training_never_saw() -> None:
+    from jobs.train import describe
+
+    score = {"accuracy": 0.5, "num_rows": 96}
+    seconds = dict.fromkeys(("start", "training", "input_wait", "evaluation"), 0.0)
+    said = {"best_checkpoint": "s", "num_workers": 1, "images_seen": 1, "images_per_second": 1, "seconds": seconds}
+    rows = describe(said | {"validation": score, "test": None, "leak_aware": score})
+    assert rows["leak-aware accuracy"] == "50.00% of 96 rows, views that training never saw"
+    assert "test accuracy" not in rows

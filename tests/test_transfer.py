@@ -109,6 +109,21 @@ def test_weights_of_something_else_are_refused_with_what_is_wanted(tmp_path: Pat
         transfer.start_from(file, model, "mobilenet_v2")
 
 
+def test_without_internet_it_says_what_to_give_instead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keras raises a plain Exception, which would end as a traceback."""
+
+    def fail(**_: object) -> None:
+        raise Exception("URL fetch failure on https://there/w.h5: None -- [Errno -2] Name or service not known")
+
+    model = build_model("mobilenet_v2", (PX, PX), 3)
+    monkeypatch.setenv("FRUITCNN_CACHE", str(tmp_path))
+    real = keras.applications.MobileNetV2
+    fake = lambda **said: fail() if said["weights"] == "imagenet" else real(**said)  # noqa: E731
+    monkeypatch.setattr(keras.applications, "MobileNetV2", fake)
+    with pytest.raises(UsageError, match=r"--weights imagenet: URL fetch failure on https://there/w.h5.*URI instead"):
+        transfer.start_from("imagenet", model, "mobilenet_v2")
+
+
 def test_weights_that_cannot_be_are_refused_before_anything_starts(tmp_path: Path) -> None:
     transfer.require("imagenet")
     with pytest.raises(UsageError, match=r"--weights .*no such file"):
