@@ -1,6 +1,7 @@
 """A JPEG's header -> its size and EXIF block, from marker to marker, without decoding. Used by images.py.
 
-A third of the time of asking libjpeg, which sets up a decoder first. What is damaged or odd is left to libjpeg.
+One walk tells both, in less time than libjpeg, which sets up a decoder first, takes for the size alone. What is damaged
+or odd is left to libjpeg.
 """
 
 from typing import NamedTuple
@@ -19,17 +20,11 @@ class Frame(NamedTuple):
     num_components: int
 
 
-class Header(NamedTuple):
-    """frame: None where none is found on the straight way; exif: the EXIF block, or nothing."""
+def read_header(data: bytes) -> tuple[Frame | None, bytes]:
+    """The frame and the EXIF block of bytes that begin like a JPEG; microseconds at any size, whatever the bytes are.
 
-    frame: Frame | None
-    exif: bytes
-
-
-def read_header(data: bytes) -> Header:
-    """The header of bytes that begin like a JPEG; microseconds at any size, whatever the bytes are.
-
-    An EXIF block belongs right behind the first two bytes (CIPA DC-008, 4.5.4); behind the frame nobody looks for it.
+    None where no frame is found on the straight way, no bytes where there is no block. An EXIF block belongs
+    right behind the first two bytes (CIPA DC-008, 4.5.4); behind the frame nobody looks for it.
     """
     start, last, exif = 2, len(data) - _FRAME_BYTES, b""
     while start < last and data[start] == _FILL:
@@ -38,17 +33,13 @@ def read_header(data: bytes) -> Header:
             start += 1
             continue
         if marker in _FRAMES:
-            return Header(_frame(data, start), exif)
+            height_px = (data[start + 5] << 8) + data[start + 6]
+            width_px = (data[start + 7] << 8) + data[start + 8]
+            return Frame(height_px, width_px, data[start + 9]), exif
         if marker == _START_OF_SCAN:
             break
         end = start + 2 + (data[start + 2] << 8) + data[start + 3]
         if marker == _APP1 and not exif and data.startswith(_EXIF, start + 4):
             exif = data[start + 4 : end]
         start = end
-    return Header(None, exif)
-
-
-def _frame(data: bytes, start: int) -> Frame:
-    height_px = (data[start + 5] << 8) + data[start + 6]
-    width_px = (data[start + 7] << 8) + data[start + 8]
-    return Frame(height_px, width_px, data[start + 9])
+    return None, exif
