@@ -102,7 +102,9 @@ def prepare(config: ClassifyConfig, crew: "Crew | None" = None) -> Run:
     return Run(config, predictions, found, runtime, crew, model)
 
 
-def _listing(config: ClassifyConfig, on_found: Callable[[int, int], None]) -> "inputs.Listing | since.Choice":
+def _listing(
+    config: ClassifyConfig, on_found: Callable[[int, int], None] | None = None
+) -> "inputs.Listing | since.Choice":
     from fruitcnn import inputs, since
 
     if not config.since_promotion:

@@ -13,10 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Literal, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from fruitcnn import archives, manifest, sorting, storage
+from fruitcnn import archives, manifest, sorting, storage, uri_list
 from fruitcnn.errors import UsageError
 
 Kind = Literal["files", "archive", "list", "dataset"]
@@ -25,8 +22,6 @@ FOUND_AT_A_TIME = 10_000
 UNKNOWN_BYTES = -1
 UNLISTED = -2
 """As `method` of an object: an archive whose members could not be listed."""
-LIST_COLUMNS = ("uri", "id", "path", "url")
-_LIST_BLOCK_BYTES = 4 << 20
 # A part that starts with a dot (but for "." and ".."), or a system's file: one search, as there are millions of names,
 # and one that begins with a fixed letter, which takes a quarter of the time.
 _HIDDEN = re.compile(r"/(?:\.(?!\.?(?:/|$))|(?:Thumbs\.db|desktop\.ini|__MACOSX)(?:/|$))", re.DOTALL)
@@ -101,7 +96,7 @@ class Listing:
 
     def _objects(self) -> Iterator[tuple[str, int]]:
         if self.kind == "list":
-            yield from read_list(self.images)
+            yield from ((name, UNKNOWN_BYTES) for name in uri_list.read(self.images))
             return
         num_chars = len(self.images.rstrip("/"))  # what follows is a path in it: "/a/b.jpg"
         for name, size_bytes in _files(self.images):
@@ -199,45 +194,6 @@ def _require_members(uri: str) -> None:
         next(archives.list_members(archives.seekable(uri), is_lenient=True), None)
     except archives.ArchiveError as error:
         raise UsageError(f"--images {error}") from error
-
-
-def read_list(uri: str) -> Iterator[tuple[str, int]]:
-    """(URI, UNKNOWN_BYTES) per line of a .txt or row of a .parquet (column uri, id, path, url, or the only text one).
-
-    Blank lines and lines starting with # are passed over. Raises UsageError for a list without such a column.
-    """
-    names = _text_lines(uri) if uri.lower().endswith(".txt") else _parquet_names(uri)
-    for name in names:
-        yield storage.normalise(name), UNKNOWN_BYTES
-
-
-def _text_lines(uri: str) -> Iterator[str]:
-    size_bytes, rest = storage.size_bytes(uri), b""
-    for start in range(0, size_bytes, _LIST_BLOCK_BYTES):
-        *lines, rest = (rest + storage.read_range(uri, start, _LIST_BLOCK_BYTES)).split(b"\n")
-        yield from _names(lines)
-    yield from _names([rest])
-
-
-def _names(lines: list[bytes]) -> Iterator[str]:
-    for raw in lines:
-        line = raw.decode("utf-8", "surrogateescape").strip()
-        if line and not line.startswith("#"):
-            yield line
-
-
-def _parquet_names(uri: str) -> Iterator[str]:
-    filesystem, path = storage.parquet_filesystem(uri)
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
-        texts = [field.name for field in file.schema_arrow if field.type in (pa.string(), pa.large_string())]
-        wanted = [name for name in LIST_COLUMNS if name in texts] or (texts if len(texts) == 1 else [])
-        if not wanted:
-            raise UsageError(
-                f"--images {uri}: got the text columns {', '.join(texts) or 'none'}, "
-                f"wanted one of {', '.join(LIST_COLUMNS)}"
-            )
-        for batch in file.iter_batches(columns=[wanted[0]]):
-            yield from (name for name in batch.column(0).to_pylist() if name)
 
 
 def _told(objects: Iterator[tuple[str, int]], on_found: Callable[[int, int], None]) -> Iterator[tuple[str, int]]:
