@@ -27,10 +27,8 @@ def classify(data: Data) -> Case:
     others = [
         *((_KERAS.format(batch), _keras(model, batch)) for batch in (_KERAS_BATCH, _KERAS_DEFAULT)),
         (_GUIDE, [*_PYTHON, "bench.sides.ray_guide", model / "model.keras"]),
-        (_CEILING, [*_PYTHON, "bench.sides.ceiling", model / "model.onnx"]),
+        *_quick(model),
     ]
-    if daft := os.environ.get("DAFT_PYTHON"):
-        others.append(("Daft, OpenVINO in a UDF", [daft, "bench/sides/daft_openvino.py", model / "model.onnx"]))
     slow = (_GUIDE, _KERAS.format(_KERAS_DEFAULT))
     sides = [Side(name, _at_each_size(command, folders), is_slow=name in slow) for name, command in others]
     small, large = data.sizes
@@ -50,9 +48,18 @@ def duplicates(data: Data) -> Case:
     model, (small, large) = data.model(), data.sizes
     num = max(1, min(data.num_files(), small // 3))
     folders = {number: data.repeated(number, num) for number in (small, large)}
-    other = Side(_KERAS.format(_KERAS_BATCH), _at_each_size(_keras(model, _KERAS_BATCH), folders), is_slow=True)
+    keras = Side(_KERAS.format(_KERAS_BATCH), _at_each_size(_keras(model, _KERAS_BATCH), folders), is_slow=True)
+    others = [Side(name, _at_each_size(command, folders)) for name, command in _quick(model)]
     what = f"{num:,} pictures under other names: each {small / num:.3g} and {large / num:.3g} times"
-    return Case("duplicates", what, Side("jobs.classify", _classify_at_each_size(model, folders)), (other,))
+    return Case("duplicates", what, Side("jobs.classify", _classify_at_each_size(model, folders)), (keras, *others))
+
+
+def _quick(model: Path) -> list[tuple[str, list[object]]]:
+    """(name, command) of the sides that start quickly: the ceiling, and Daft where there is one."""
+    found: list[tuple[str, list[object]]] = [(_CEILING, [*_PYTHON, "bench.sides.ceiling", model / "model.onnx"])]
+    if daft := os.environ.get("DAFT_PYTHON"):
+        found.append(("Daft, OpenVINO in a UDF", [daft, "bench/sides/daft_openvino.py", model / "model.onnx"]))
+    return found
 
 
 def _keras(model: Path, batch: int) -> list[object]:
