@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import re
 import shutil
 import threading
 import time
@@ -23,6 +24,7 @@ from fruitcnn.budget import RESERVED_BYTES, Budget, left_for_pictures
 from fruitcnn.classify import classify, dry_run
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.errors import UsageError
+from fruitcnn.familiar import NO_LIMITS
 from fruitcnn.inputs import Listing
 from jobs.classify import main
 
@@ -125,6 +127,18 @@ def test_beyond_max_rejected_books_and_report_are_there_all_the_same(
     assert "listed" in said
     assert "3 (not-an-image 1, truncated 2)" in said
     assert Path(config.predictions, "report.html").exists()
+
+
+def test_the_report_says_of_every_picture_that_its_answer_does_not_stand(
+    config: ClassifyConfig, tmp_path: Path
+) -> None:
+    """A confidence of 99 % under a picture that is unlike all that was learnt would be read as an answer."""
+    strict = write_bundle(tmp_path / "strict", limits=NO_LIMITS.model_copy(update={"min_margin": 1.0}))
+    main(with_(config, model=strict))
+    page = Path(config.predictions, "report.html").read_text()
+    drawn, pairs = re.findall(r"<figure>(?:(?!</figure>).)*unsure: ambiguous", page, re.DOTALL), page.count('"pair"')
+    assert pairs > 0
+    assert len(drawn) == 16 + 2 * pairs
 
 
 def test_csv_says_what_parquet_says(config: ClassifyConfig) -> None:

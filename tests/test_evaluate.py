@@ -59,6 +59,8 @@ def test_a_labels_file_with_families_and_strangers(model: str, tmp_path: Path) -
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(json.dumps(said))
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(title in page for title in ("Surest mistakes", "Ambiguous: 1", "none of the classes", "<svg"))
+    assert ">NONE<" not in page
+    assert "1\N{NO-BREAK SPACE}file had no label and is left out" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
 
