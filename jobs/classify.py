@@ -35,9 +35,10 @@ def main(config: ClassifyConfig) -> None:
         manifest = classify(config, progress, ray_session)
     except TooManyRejectedError as error:  # whoever must look into it needs the books and the report all the more
         failure, manifest = error, error.manifest
-    if f"{storage.normalise(config.predictions)}/".startswith(f"{storage.normalise(config.images)}/"):
-        print("note: --predictions lies inside --images: another run over them would take its files for pictures",
-              file=sys.stderr)  # fmt: skip
+    for flag, place in (("--predictions", config.predictions), ("--organise", config.organise)):
+        if place and f"{storage.normalise(place)}/".startswith(f"{storage.normalise(config.images)}/"):
+            print(f"note: {flag} lies inside --images: another run over them would take its files for pictures",
+                  file=sys.stderr)  # fmt: skip
     report = storage.join(config.predictions, "report.html")
     if not storage.exists(report):
         from fruitcnn.report import write_report

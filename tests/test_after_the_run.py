@@ -185,6 +185,11 @@ def test_pictures_are_put_into_folders_by_label(config: ClassifyConfig, tmp_path
         assert os.path.samefile(place, source) == (by == "link")  # noqa: PTH121
 
 
+def test_folders_among_the_pictures_are_told_of(config: ClassifyConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    main(with_(config, organise=f"{config.images}/by-label"))
+    assert capsys.readouterr().err.count("note: --organise lies inside --images") == 1
+
+
 def test_of_a_symbolic_link_the_picture_is_organised(config: ClassifyConfig, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.jpg"
     elsewhere.write_bytes(Path(config.images, "00.jpg").read_bytes())

@@ -133,6 +133,14 @@ def test_a_text_list_names_inputs_once_each(tmp_path: Path) -> None:
     assert listing.num_repeated == 1
 
 
+def test_a_list_that_windows_wrote_loses_no_name_to_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("/p/b.jpg\r\n/p/ä.jpg\r\n".encode("utf-8-sig"))
+    assert [item.id for item in Listing(str(tmp_path / "list.txt"))] == ["/p/b.jpg", "/p/ä.jpg"]
+    (tmp_path / "list.txt").write_bytes("/p/b.jpg\r\n".encode("utf-16"))
+    with pytest.raises(UsageError, match="got a list in UTF-16, wanted UTF-8"):
+        list(Listing(str(tmp_path / "list.txt")))
+
+
 @pytest.mark.parametrize("column", ["uri", "id", "whatever"])
 def test_a_parquet_list_names_inputs(column: str, tmp_path: Path) -> None:
     pq.write_table(pa.table({"number": [1, 2], column: ["/p/b.jpg", "/p/a.jpg"]}), tmp_path / "list.parquet")
