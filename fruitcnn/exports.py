@@ -2,11 +2,13 @@
 
     <predictions>/csv/part-00000.csv ...          the rows of each part; a list is a|b|c
     <organise>/<label>/<name>-<hash>.<ending>     the pictures; _unsure/<label>/ and _rejected/<cause>/ beside them
-    <organise>/copies/part-00000.csv              id -> where its picture went
+    <organise>/copies/part-00000.csv, run.json    id -> where its picture went; of which run
 
-Both go by the manifest's parts, one at a time, and may be run again: a picture that is there already stays.
+Both go by the manifest's parts, one at a time, and may be run again: a picture that is there already stays, one whose
+row --retry-rejected changed moves.
 """
 
+import csv
 import hashlib
 import io
 import os
@@ -20,12 +22,14 @@ import pyarrow.parquet as pq
 
 from fruitcnn import fetch, storage
 from fruitcnn.books import RunManifest
+from fruitcnn.errors import UsageError
 from fruitcnn.inputs import Input
 from fruitcnn.plan import PlanReader, load_plan
 
 By = Literal["link", "copy"]
 
 _NUM_WORKERS = 16
+_RUN = "copies/run.json"
 _NAME_BYTES = 255
 """Of a file name, on nearly every file system."""
 
@@ -55,12 +59,14 @@ def write_csv(predictions: str, manifest: RunManifest) -> str:
 def organise(predictions: str, manifest: RunManifest, target: str, by: By) -> Organised:
     """Put every picture into the folder of its label under target; predictions: normalised.
 
-    Names keep their base and gain a hash of the id, because base names repeat. StorageError if target cannot be
-    written, or the store fails as a whole.
+    Names keep their base and gain a hash of the id, because base names repeat. UsageError if target holds anything
+    else; StorageError if it cannot be written, or the store fails as a whole.
     """
     plan = load_plan(predictions)
     assert plan is not None, "a manifest without a plan"
     reader, target = PlanReader(predictions, plan), storage.normalise(target)
+    require_ours(target, manifest.run_id)
+    storage.write_json(storage.join(target, _RUN), {"run_id": manifest.run_id})
     num_placed = num_missing = 0
     with ThreadPoolExecutor(_NUM_WORKERS) as pool:
         for number, part in enumerate(manifest.parts):
@@ -73,9 +79,34 @@ def organise(predictions: str, manifest: RunManifest, target: str, by: By) -> Or
             targets = [place for job in jobs for place in job.result()]
             num_missing += targets.count(None)
             num_placed += len(targets) - targets.count(None)
-            copies = pa.table({"id": [row["id"] for row in rows], "target": pa.array(targets, pa.string())})
-            storage.write(storage.join(target, "copies", _csv_name(part.path)), _csv(copies))
+            copies = storage.join(target, "copies", _csv_name(part.path))
+            places = dict(zip((row["id"] for row in rows), targets, strict=True))
+            _remove_moved(copies, places, target)
+            storage.write(
+                copies, _csv(pa.table({"id": list(places), "target": pa.array(places.values(), pa.string())}))
+            )
     return Organised(num_placed, num_missing)
+
+
+def require_ours(target: str, run_id: str | None = None) -> None:
+    """UsageError if target, normalised, holds anything but the pictures of one run; run_id: of this one."""
+    marker = storage.join(target, _RUN)
+    if storage.exists(marker):
+        if run_id not in (None, storage.read_json(marker)["run_id"]):
+            raise UsageError(f"--organise {target}: holds the pictures of another run; name another folder")
+    elif entry := next(storage.list_files(target), None):
+        name = entry.uri.removeprefix(target).lstrip("/")
+        raise UsageError(f"--organise {target}: got a folder that holds {name}, wanted a new or an empty one")
+
+
+def _remove_moved(copies: str, places: dict[str, str | None], target: str) -> None:
+    """Of the pictures that an earlier call put somewhere else, remove what it put there."""
+    if not storage.exists(copies):
+        return
+    for line in csv.DictReader(io.StringIO(storage.read(copies).decode(), newline="")):
+        before, now = line["target"], places.get(line["id"])
+        if now and before != now and before.startswith(f"{target}/"):
+            storage.delete(before)
 
 
 def _place(inputs: Sequence[Input], rows: Sequence[dict[str, Any]], target: str, by: By) -> list[str | None]:

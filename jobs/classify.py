@@ -28,7 +28,10 @@ def main(config: ClassifyConfig) -> None:
         summary("plan", dry_run(config) | _precision(config), {"images": config.images})
         return
     if config.organise:
+        from fruitcnn.exports import require_ours
+
         with storage.argument("--organise"):
+            require_ours(storage.normalise(config.organise))
             storage.require_writable(storage.join(config.organise, "copies", "part-00000.csv"))
     failure: TooManyRejectedError | None = None
     try:

@@ -171,7 +171,7 @@ def test_pictures_are_put_into_folders_by_label(config: ClassifyConfig, tmp_path
     for _ in range(2):
         done = exports.organise(config.predictions, manifest, str(target), by)
         assert done == exports.Organised(19, 1)
-    copies = [line for path in sorted((target / "copies").iterdir()) for line in csv.DictReader(path.open())]
+    copies = [line for path in sorted((target / "copies").glob("*.csv")) for line in csv.DictReader(path.open())]
     rows = rows_by_id(config.predictions)
     assert [line["id"] for line in copies] == list(rows)
     for line in copies:
@@ -183,6 +183,32 @@ def test_pictures_are_put_into_folders_by_label(config: ClassifyConfig, tmp_path
         assert Path(place).parent == target / str(folder[str(row["status"])])
         assert Path(place).read_bytes() == source.read_bytes()
         assert os.path.samefile(place, source) == (by == "link")  # noqa: PTH121
+
+
+def test_a_picture_that_a_retry_could_read_moves_to_its_label(
+    config: ClassifyConfig, tmp_path: Path, jpeg_bytes: Callable[..., bytes]
+) -> None:
+    asked = with_(config, organise=str(tmp_path / "by"))
+    main(asked)
+    assert len(list((tmp_path / "by").glob("_rejected/truncated/03-*.jpg"))) == 1
+    Path(config.images, "03.jpg").write_bytes(jpeg_bytes(3))
+    main(with_(asked, retry_rejected=True))
+    (place,) = (tmp_path / "by").rglob("03-*.jpg")
+    assert "_rejected" not in str(place)
+    assert len(list((tmp_path / "by").rglob("*.jpg"))) == 20
+
+
+def test_a_folder_of_something_else_is_not_organised_into(config: ClassifyConfig, tmp_path: Path) -> None:
+    asked = with_(config, organise=str(tmp_path / "by"))
+    (tmp_path / "by").mkdir()
+    (tmp_path / "by" / "mine.jpg").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"--organise .*holds mine\.jpg, wanted a new or an empty one"):
+        main(asked)
+    assert storage.is_empty(config.predictions)
+    (tmp_path / "by" / "mine.jpg").unlink()
+    main(asked)
+    with pytest.raises(UsageError, match="holds the pictures of another run"):
+        main(with_(asked, predictions=str(tmp_path / "other"), sample=5))
 
 
 def test_folders_among_the_pictures_are_told_of(config: ClassifyConfig, capsys: pytest.CaptureFixture[str]) -> None:
