@@ -41,12 +41,21 @@ def parse(
         sorted(config_class.model_fields.items(), key=lambda field: field[0] not in config_class.__annotations__)
     )
     found = gather(fields, argv, environ, command, doc)
+    if odd := [(origin, value) for value, origin in found.values() if _is_undecodable(value)]:
+        raise UsageError(
+            "\n".join(f"{origin}: got {value!a}, wanted UTF-8: name a link to it" for origin, value in odd)
+        )
     values = {name: _split(value) if _is_split(fields[name]) else value for name, (value, _) in found.items()}
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
         origins = {name: origin for name, (_, origin) in found.items()}
         raise UsageError("\n".join(problems(error, fields, origins))) from None
+
+
+def _is_undecodable(value: Any) -> bool:
+    """Whether a text holds bytes that are no UTF-8: Python carries them, no JSON file with a result can."""
+    return any("\udc80" <= letter <= "\udcff" for letter in str(value))
 
 
 def gather(

@@ -3,6 +3,7 @@
 0 done, 1 the job failed, 2 wrong usage (nothing was started), 130 interrupted. No traceback reaches the screen.
 """
 
+import io
 import os
 import sys
 import tempfile
@@ -35,6 +36,8 @@ def run(
     leaves a traceback in a log file, named on the screen; FRUITCNN_TRACEBACK=1 prints it instead.
     """
     command = _command(main)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that a terminal cannot show must not cost the table
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sealed.open_environment()  # what a submitted job was given to know may be one of its arguments
         config = parse(config_class, sys.argv[1:] if argv is None else argv, os.environ, command, doc or "")

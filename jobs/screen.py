@@ -122,7 +122,7 @@ def _clock(seconds: float) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+        return str(value).replace("\N{NO-BREAK SPACE}", " ")  # nothing is broken here, and people grep
     if isinstance(value, int) or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.4g}"

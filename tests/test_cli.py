@@ -344,3 +344,26 @@ def test_the_closing_table_of_train_has_the_score_on_views_that_training_never_s
     rows = describe(said | {"validation": score, "test": None, "leak_aware": score})
     assert rows["leak-aware accuracy"] == "50.00% of 96 rows, views that training never saw"
     assert "test accuracy" not in rows
+
+
+def test_a_name_that_is_no_utf8_is_refused_before_anything_starts() -> None:
+    with pytest.raises(UsageError, match=r"--dataset: got 'b\\udcff', wanted UTF-8"):
+        parse(TryConfig, ["--dataset", "b\udcff"], {}, COMMAND, DOC)
+    assert parse(TryConfig, ["--dataset", "Äpfel"], {}, COMMAND, DOC).dataset == "Äpfel"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_cannot_show_a_name_gets_the_table_all_the_same(encoding: str, tmp_path: Path) -> None:
+    script = (
+        "from pydantic import BaseModel\nfrom jobs.cli import run, summary\nclass C(BaseModel): pass\n"
+        "def main(_): summary('done', {'num': '1\N{NO-BREAK SPACE}picture'}, {'path': 'p-\u2603'})\n"
+        "run(C, main, 'Doc.', [])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.split() == [b"done", b"num", b"1", b"picture", b"path", rb"p-\u2603"]
