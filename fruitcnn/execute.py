@@ -1,4 +1,4 @@
-"""Parts of a plan -> files: this process and its crew begin, Ray Data's actors go on. Between classify and infer.
+"""Parts of a plan -> files: this process and its crew begin, Ray Data's actors go on. Between classify and actor.
 
 What is small goes through Ray: a part's number one way, its books the other. A job that ends before Ray would be up
 never starts it; where a Ray session or RAY_ADDRESS is at hand, or a number of actors was asked for, Ray does it all.
@@ -14,12 +14,13 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fruitcnn.actor import ClassifyActor, PartClassifier
 from fruitcnn.books import ClassifyError, PartBooks
 from fruitcnn.crew import GPU_RUNTIMES, PROCESSES_HERE, may_work_here, num_processes, pays
 from fruitcnn.effort import Effort
 from fruitcnn.fetch import find_witness
 from fruitcnn.head_start import NO_MORE_CPUS_PAYS_SECONDS, RAY_PAYS_SECONDS, HeadStart
-from fruitcnn.infer import ClassifyActor, Model, PartClassifier, open_models
+from fruitcnn.infer import Model, open_models
 from fruitcnn.orders import CALLS_PER_ACTOR, Options, Outcome
 from fruitcnn.plan import PlanReader
 from fruitcnn.predictions import read_finished, require_newest

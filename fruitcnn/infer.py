@@ -1,4 +1,4 @@
-"""One part of the plan -> its rows: some threads read and decode while others run the model. Inside each actor.
+"""The inputs of a part -> its rows: some threads read and decode while others run the model. Inside each actor.
 
 The inputs of a part are cut into batches, in plan order. A batch is the work of one thread from the first byte to the
 probabilities, with a model of its own that uses one core: nothing to wait for, and nothing that depends on timing, on
@@ -6,37 +6,27 @@ the number of threads, or on who runs the part. Of equal files the model sees on
 rejected input has no place in a batch. Objects on S3 are fetched ahead, many at a time. Pixels never leave the actor.
 """
 
-import gc
 import hashlib
-import io
 import queue
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from fruitcnn import familiar, fetch, images, remembered, storage, telemetry
-from fruitcnn.books import PartBooks, part_path
+from fruitcnn import familiar, fetch, images, remembered, storage
 from fruitcnn.budget import Budget, left_for_pictures, return_large_blocks
 from fruitcnn.effort import Effort, Meter
 from fruitcnn.familiar import Answers, Limits
 from fruitcnn.inputs import Input
-from fruitcnn.orders import Options, Outcome
-from fruitcnn.parts import PartError, Rows, read_books, rejected_rows, replace_rows, to_bytes, to_table, top
-from fruitcnn.plan import Plan, PlanReader, load_plan
+from fruitcnn.orders import Options
+from fruitcnn.parts import Rows, top
 from fruitcnn.remembered import Answered, Batch, Entry, Facts, Memory
 
-PART_ATTEMPTS = 3
-"""How often an actor tries a part whose store fails (after the store's own retries), before the job fails."""
-
-RETRY_SECONDS = (2.0, 10.0)
 REQUESTS_IN_FLIGHT = 32
 """Ranged and whole reads of S3 that one actor has under way at a time."""
 
@@ -62,91 +52,6 @@ class Model(Protocol):
 
     def answer(self, pixels: npt.NDArray[np.uint8]) -> Answers:
         """Uint8 (N, H, W, 3) -> probabilities and scores."""
-
-
-class PartClassifier:
-    """Classifies and commits parts of one plan, several at a time.
-
-    models: one for every thread that shall run one; each is used by one thread at a time.
-    """
-
-    def __init__(self, predictions: str, plan: Plan, models: Sequence[Model], options: Options) -> None:
-        self.predictions = predictions
-        self.plan = plan
-        self.labels, self.limits = models[0].labels, models[0].limits
-        self.options = options
-        self.reader = PlanReader(predictions, plan)
-        self.workers = Workers(models, options)
-
-    def run(self, part: int) -> Outcome:
-        """Classify and commit one part, trying again while the store fails."""
-        for attempt in range(PART_ATTEMPTS):
-            began = time.monotonic()
-            try:
-                books = self.retry(part) if self.options.retry else self.commit(part)
-                rows, rejected, seconds = books.num_rows, books.num_rejected, time.monotonic() - began
-                telemetry.part_done(self.plan.run_id, part, attempt + 1, rows, rejected, seconds)
-                return Outcome(
-                    part=part, books=books, effort=self.workers.meter.take(), num_cpus=self.options.num_threads
-                )
-            except PartError as error:
-                return Outcome(part=part, error=str(error))
-            except OSError as error:
-                last = str(error)
-                telemetry.part_failed(self.plan.run_id, part, attempt + 1, last)
-            if attempt < PART_ATTEMPTS - 1:
-                time.sleep(RETRY_SECONDS[attempt])
-        return Outcome(part=part, error=f"part {part} failed {PART_ATTEMPTS} times, at last: {last}")
-
-    def commit(self, part: int) -> PartBooks:
-        """Classify one part and put its file; if another writer was first, the books are those of its file."""
-        inputs = self.reader.read(part)
-        data = to_bytes(self._table(part, inputs))
-        uri = storage.join(self.predictions, part_path(part))
-        if not storage.put_if_absent(uri, data):
-            data = storage.read(uri)
-        return read_books(part, data, self.plan.run_id, len(inputs))
-
-    def retry(self, part: int) -> PartBooks:
-        """Classify the rejected rows of a part again and replace its file, in one step; other rows stay as they are."""
-        inputs = self.reader.read(part)
-        uri = storage.join(self.predictions, part_path(part))
-        data = storage.read(uri)
-        books = read_books(part, data, self.plan.run_id, len(inputs))
-        table = pq.read_table(io.BytesIO(data))
-        numbers = rejected_rows(table, self.options.retry_causes)
-        if not numbers:
-            return books
-        rows = self._table(part, [inputs[number] for number in numbers])
-        data = to_bytes(replace_rows(table, numbers, rows))
-        storage.write(uri, data)
-        return read_books(part, data, self.plan.run_id, len(inputs))
-
-    def _table(self, part: int, inputs: Sequence[Input]) -> pa.Table:
-        rows = self.workers.rows(inputs)
-        if self.options.witness and "access-denied" in rows.causes and not any(rows.sha256):
-            storage.read_range(self.options.witness, 0, 1)  # refused as well: then it is no fact about these pictures
-        metadata = {
-            "run_id": self.plan.run_id,
-            "part": part,
-            "model_hash": self.plan.model_hash,
-            "library_version": self.plan.library_version,
-        }
-        return to_table(rows, self.labels, self.options.min_confidence, metadata, self.limits)
-
-
-class ClassifyActor(PartClassifier):
-    """What Ray Data starts on each node: opens the plan and the model, then takes part numbers."""
-
-    def __init__(self, predictions: str, model_uri: str, runtime: str, options: Options) -> None:
-        plan = load_plan(predictions)
-        assert plan is not None, f"no plan under {predictions}"
-        super().__init__(predictions, plan, open_models(model_uri, runtime, options.num_threads), options)
-        gc.freeze()  # what is there by now stays: Python's collector need not walk it with every part
-
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
-        """Ray Data's batch of part numbers -> an Outcome as JSON for each."""
-        return {"outcome": [self.run(int(part)).model_dump_json() for part in batch["part"]]}
 
 
 def open_models(model_uri: str, runtime: str, num_threads: int) -> list[Model]:

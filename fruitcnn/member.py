@@ -19,7 +19,8 @@ from fruitcnn.crew import is_talkative
 from fruitcnn.orders import CALLS_PER_ACTOR, Options, Outcome
 
 if TYPE_CHECKING:
-    from fruitcnn.infer import Model, PartClassifier
+    from fruitcnn.actor import PartClassifier
+    from fruitcnn.infer import Model
 
 
 def main() -> None:
@@ -51,12 +52,13 @@ def _opened(model_uri: str, runtime: str) -> "list[Model]":
 
 
 def _classifier(models: "Future[list[Model]]", predictions: str, options: dict[str, Any]) -> "PartClassifier":
-    from fruitcnn.infer import PartClassifier
+    opened = models.result()  # first, as threads that import at the same time find modules half made
+    from fruitcnn.actor import PartClassifier
     from fruitcnn.plan import load_plan
 
     plan = load_plan(predictions)
     assert plan is not None, f"no plan under {predictions}"
-    classifier = PartClassifier(predictions, plan, models.result(), Options.model_validate(options))
+    classifier = PartClassifier(predictions, plan, opened, Options.model_validate(options))
     gc.freeze()  # what is there by now stays: Python's collector need not walk it with every part
     return classifier
 

@@ -18,7 +18,7 @@ import pytest
 from test_classify import no_progress, part_hashes, rows_by_id, with_
 from tiny_bundle import write_bundle
 
-from fruitcnn import calibrate, exports, images, infer, orders, storage
+from fruitcnn import actor, calibrate, exports, images, infer, orders, storage
 from fruitcnn.books import ClassifyError
 from fruitcnn.budget import RESERVED_BYTES, Budget, left_for_pictures
 from fruitcnn.classify import classify, dry_run
@@ -81,15 +81,15 @@ def test_a_retry_that_was_killed_leaves_a_run_that_the_plain_command_closes(
     classify(config, no_progress)
     for number in (3, 12):
         Path(config.images, f"{number:02d}.jpg").write_bytes(jpeg_bytes(number))
-    real = infer.PartClassifier.retry
+    real = actor.PartClassifier.retry
 
-    def dies(self: infer.PartClassifier, part: int) -> object:
+    def dies(self: actor.PartClassifier, part: int) -> object:
         if part == 2:
             raise KeyboardInterrupt
         return real(self, part)
 
     with monkeypatch.context() as patch:
-        patch.setattr(infer.PartClassifier, "retry", dies)
+        patch.setattr(actor.PartClassifier, "retry", dies)
         with pytest.raises(KeyboardInterrupt):
             classify(with_(config, retry_rejected=True), no_progress)
     assert not storage.exists(f"{config.predictions}/manifest.json")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_bundle import write_bundle
 
-from fruitcnn import books, images, infer, parquet, predictions, storage
+from fruitcnn import books, images, parquet, parts, predictions, storage
 from fruitcnn.books import ClassifyError
 from fruitcnn.classify import classify, dry_run, prepare
 from fruitcnn.classify_config import ClassifyConfig
@@ -310,7 +310,7 @@ def test_a_part_of_another_run_is_noticed(config: ClassifyConfig, ray_session: N
     Path(config.predictions, "manifest.json").unlink()
     first, second = (Path(config.predictions, books.part_path(part)) for part in (0, 1))
     second.write_bytes(first.read_bytes())
-    with pytest.raises(infer.PartError, match=r"parts/part-00001\.parquet: got .* delete the file"):
+    with pytest.raises(parts.PartError, match=r"parts/part-00001\.parquet: got .* delete the file"):
         classify(config, no_progress)
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from fruitcnn import crew, execute, inputs, sorting
+from fruitcnn.actor import PartClassifier
 from fruitcnn.books import ClassifyError
 from fruitcnn.classify import Run, classify, prepare
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.crew import Crew, Member
-from fruitcnn.infer import PartClassifier, open_models
+from fruitcnn.infer import open_models
 from fruitcnn.predictions import pending_parts
 from jobs.classify import describe
 from tests import frozen_run

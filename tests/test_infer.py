@@ -1,4 +1,4 @@
-"""infer.py and fetch.py: one part from inputs to committed rows, with a small stand-in for the model."""
+"""actor.py, infer.py and fetch.py: one part from inputs to committed rows, with a small stand-in for the model."""
 
 import hashlib
 import threading
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruitcnn import fetch, images, infer, orders, parquet, storage
+from fruitcnn import actor, fetch, images, infer, orders, parquet, storage
 from fruitcnn.familiar import NO_LIMITS, Answers
 from fruitcnn.inputs import Input, Listing
 from fruitcnn.parquet import Row
@@ -54,9 +54,9 @@ def classify_part(inputs: Sequence[Input], model: BrightestChannel, chosen: orde
     return infer.Workers([model], chosen or options()).rows(inputs)
 
 
-def classifier(predictions: str, images_uri: str, part_images: int = 4) -> infer.PartClassifier:
+def classifier(predictions: str, images_uri: str, part_images: int = 4) -> actor.PartClassifier:
     plan = write_plan(predictions, Listing(images_uri), "model", {}, part_images, 10**9)
-    return infer.PartClassifier(predictions, plan, [BrightestChannel()], options())
+    return actor.PartClassifier(predictions, plan, [BrightestChannel()], options())
 
 
 def rows_of(predictions: str, part: int = 0) -> list[dict[str, object]]:
@@ -235,7 +235,7 @@ def test_a_store_that_stays_away_fails_the_part_and_writes_nothing(
 
     monkeypatch.setattr(fetch.storage, "read", unavailable)
     monkeypatch.setattr(fetch, "_is_of_this_object", lambda uri, error: False)
-    monkeypatch.setattr(infer, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("fruitcnn.actor.RETRY_SECONDS", (0.0, 0.0))
     outcome = actor.run(0)
     assert outcome.books is None
     assert "part 0 failed 3 times" in str(outcome.error)
@@ -255,7 +255,7 @@ def test_a_store_that_comes_back_costs_an_attempt(folder: str, tmp_path: Path, m
 
     monkeypatch.setattr(fetch.storage, "read", once_unavailable)
     monkeypatch.setattr(fetch, "_is_of_this_object", lambda uri, error: False)
-    monkeypatch.setattr(infer, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("fruitcnn.actor.RETRY_SECONDS", (0.0, 0.0))
     books = actor.run(0).books
     assert books is not None
     assert books.num_ok == 4
@@ -276,7 +276,7 @@ def test_refusals_are_rows_only_while_something_else_can_be_read(
 
     monkeypatch.setattr(fetch.storage, "read", refuse)
     monkeypatch.setattr(storage, "read_range", refuse)
-    monkeypatch.setattr(infer, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("fruitcnn.actor.RETRY_SECONDS", (0.0, 0.0))
     outcome = actor.run(0)
     if is_witness_readable:
         assert outcome.books is not None

@@ -51,7 +51,7 @@ def test_balanced_weights_give_every_class_the_same_share_and_leave_the_mean_at_
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
 def test_the_rate_rises_over_the_warm_up_and_then_follows_its_schedule(schedule: str) -> None:
     pytest.importorskip("tensorflow")
-    from fruitcnn.replica import Rate
+    from fruitcnn.optimizing import Rate
 
     rate = Rate(config(schedule=schedule, learning_rate=2.0, warmup_share=0.1), 100)
     rates = np.array([float(rate(step)) for step in range(101)])

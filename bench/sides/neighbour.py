@@ -24,10 +24,10 @@ def main(kind: str, *arguments: str) -> None:
 
 
 def _classify(model: str, images: str, predictions: str) -> Callable[[int], object]:
+    from fruitcnn.actor import ClassifyActor
     from fruitcnn.classify import prepare
     from fruitcnn.classify_config import ClassifyConfig
     from fruitcnn.execute import local_options
-    from fruitcnn.infer import ClassifyActor
     from fruitcnn.orders import CALLS_PER_ACTOR
 
     run = prepare(ClassifyConfig(model=model, images=images, predictions=predictions))
