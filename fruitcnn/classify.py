@@ -18,6 +18,7 @@ from fruitcnn import storage
 from fruitcnn.books import ClassifyError, RunManifest, StoredPart, Timing, add_up, imbalance
 from fruitcnn.classify_config import ClassifyConfig
 from fruitcnn.errors import UsageError
+from fruitcnn.wording import plural
 
 if TYPE_CHECKING:
     from fruitcnn import inputs, since
@@ -64,6 +65,8 @@ def classify(config: ClassifyConfig, progress: Progress, session: "Session | Non
     with Crew() as crew:
         run = prepare(config, crew)
         manifest = predictions.load_manifest(run.predictions)
+        if manifest:
+            _require_whole(run.predictions, manifest)
         if config.retry_rejected:
             _reopen(run, manifest)
             manifest = None
@@ -193,6 +196,17 @@ def _reopen(run: Run, manifest: RunManifest | None) -> None:
             f"--retry-rejected finishes it first"
         )
     predictions.reopen(run.predictions)
+
+
+def _require_whole(predictions_uri: str, manifest: RunManifest) -> None:
+    """Raise ClassifyError if a part is gone, or has another size, since the books were closed."""
+    found = {entry.uri: entry.size_bytes for entry in storage.list_files(storage.join(predictions_uri, "parts"))}
+    lost = [part for part in manifest.parts if found.get(storage.join(predictions_uri, part.path)) != part.num_bytes]
+    if lost:
+        raise ClassifyError(
+            f"{predictions_uri}: {plural(len(lost), 'part')} lost or changed since the books were closed, the first "
+            f"{lost[0].path}: delete what is left of them and manifest.json, and the same command classifies them again"
+        )
 
 
 def _finish(run: Run, started_seconds: float, progress: Progress, session: "Session | None") -> RunManifest:

@@ -110,7 +110,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _say(message: str) -> None:
-    for line in message.splitlines():
+    for line in message.replace("\N{NO-BREAK SPACE}", " ").splitlines():
         print(f"error: {line}", file=sys.stderr)
 
 

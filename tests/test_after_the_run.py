@@ -141,6 +141,20 @@ def test_the_report_says_of_every_picture_that_its_answer_does_not_stand(
     assert len(drawn) == 16 + 2 * pairs
 
 
+def test_a_part_that_was_lost_since_is_noticed_and_comes_back(config: ClassifyConfig) -> None:
+    classify(config, no_progress)
+    before = part_hashes(config.predictions)
+    Path(config.predictions, "parts/part-00001.parquet").unlink()
+    with Path(config.predictions, "parts/part-00002.parquet").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ClassifyError, match=r"2\Wparts lost or changed .*part-00001\.parquet: delete .*manifest\.json"):
+        classify(config, no_progress)
+    Path(config.predictions, "parts/part-00002.parquet").unlink()
+    Path(config.predictions, "manifest.json").unlink()
+    classify(config, no_progress)
+    assert part_hashes(config.predictions) == before
+
+
 def test_csv_says_what_parquet_says(config: ClassifyConfig) -> None:
     manifest = classify(with_(config, probabilities=True), no_progress)
     folder = exports.write_csv(config.predictions, manifest)

@@ -132,7 +132,7 @@ def test_a_dry_run_says_what_there_is_and_writes_nothing(config: ClassifyConfig)
     said = dry_run(config)
     listed = {"kind": "files", "inputs": 43, "parts": 6, "hidden files": 1, "listed again": 0}
     assert {name: said[name] for name in listed} == listed
-    assert said["tried"].startswith("43 inputs, ")
+    assert said["tried"].startswith("43\N{NO-BREAK SPACE}inputs, ")
     assert {"predicted time", "predicted memory", "bottleneck"} <= said.keys()
     assert storage.is_empty(config.predictions)
 
