@@ -20,7 +20,6 @@ from typing import IO, NamedTuple
 from filelock import FileLock
 
 from fruitcnn import cache, storage
-from fruitcnn.storage_errors import from_os
 
 SPARSE = -3
 """As a member's method: a file with holes, which has no bytes of its own to read in one piece."""
@@ -167,10 +166,17 @@ def _inflated(uri: str, cache_dir: str | None) -> str:
         trailer = storage.read_range(uri, max(raw.size_bytes - 8, 0), min(raw.size_bytes, 8))
         key = hashlib.sha256(f"{uri}\n{raw.size_bytes}\n{trailer.hex()}".encode()).hexdigest()[:16]
         target = cache.folder(cache_dir) / "inflated" / f"{key}.tar"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not target.exists():
-                _inflate_gzip(uri, raw, target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{target}.lock"):
+                if not target.exists():
+                    _inflate_gzip(uri, raw, target)
+        except OSError as error:
+            if isinstance(error, storage.StorageError):
+                raise
+            # Never as "permission denied", which would be said of the archive.
+            why = f"{(error.strerror or str(error)).lower()}: {uri} cannot be inflated there"
+            raise storage.StorageError(str(target.parent), f"{why}; FRUITCNN_CACHE names another folder") from error
     return str(target)
 
 
@@ -183,8 +189,6 @@ def _inflate_gzip(uri: str, raw: "_RangedFile", target: Path) -> None:
         part.replace(target)  # only a whole copy ever carries the name that is looked for
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ArchiveError(f"{uri} is cut off or not a gzip file: {error}. Copy or download it again") from error
-    except OSError as error:
-        raise from_os(str(part), error) from error
     finally:
         part.unlink(missing_ok=True)
 

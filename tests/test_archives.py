@@ -207,6 +207,17 @@ def test_a_gzipped_tar_is_inflated_once_and_anew_when_it_changes(tmp_path: Path)
     assert "new.jpg" in {member.name for member in list_members(seekable(str(path)))}
 
 
+def test_a_cache_folder_that_cannot_be_written_is_said_of_the_folder_not_of_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: Path
+) -> None:
+    """As permission denied, every good .tar.gz would be a rejected row."""
+    uri = make_tar(tmp_path / "a.tar.gz", FILES, "w:gz")
+    monkeypatch.setenv("FRUITCNN_CACHE", str(read_only / "cache"))
+    with pytest.raises(storage.StorageError, match=r"read-only file system: .*FRUITCNN_CACHE names another") as caught:
+        seekable(uri)
+    assert type(caught.value) is storage.StorageError
+
+
 def test_the_cache_folder_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.folder(str(tmp_path / "given")) == tmp_path / "given"
     assert cache.folder() == tmp_path / "cache"
