@@ -3,6 +3,11 @@
 Large pictures go through in strips, so that they are in memory twice at most: as Pillow has them, and as they come out.
 """
 
+import contextlib
+import ctypes
+import re
+from pathlib import Path
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -56,3 +61,19 @@ def _to_8_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
             block = levels.reshape(-1)[start : start + _STRIP_PIXELS].astype(np.float64)
             grey[start : start + _STRIP_PIXELS] = np.rint((block - black) * (255 / (white - black)))
     return grey.reshape(levels.shape)
+
+
+def _silence_libtiff() -> None:
+    """Pillow's libtiff prints what is wrong with a file, without the file's name, where a job shows its progress.
+
+    What is wrong becomes the picture's row all the same: Pillow raises it.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another build of Pillow, which may be as talkative as it likes
+        for path in {*re.findall(r" (/.*/libtiff[^/\n]*)$", Path("/proc/self/maps").read_text(), re.MULTILINE)}:
+            library = ctypes.CDLL(path)
+            for set_handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+                set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+                set_handler(None)
+
+
+_silence_libtiff()

@@ -417,6 +417,22 @@ def test_a_harmless_libjpeg_warning_hides_no_truncation():
     assert outcome(data) == "decoded"
 
 
+@pytest.mark.parametrize("compression", ["jpeg", "tiff_lzw", "tiff_adobe_deflate"])
+def test_libtiff_says_nothing_on_the_screen(compression: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A thousand damaged TIFFs were a thousand lines about "tempfile.tif" across the progress bar."""
+    buffer = BytesIO()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(buffer, "TIFF", compression=compression)
+    draw = random.Random(0)
+    causes = set()
+    for _ in range(40):
+        data = bytearray(buffer.getvalue())
+        for _ in range(20):
+            data[draw.randrange(8, len(data))] = draw.randrange(256)
+        causes.add(outcome(bytes(data)))
+    assert causes & {"corrupt", "truncated"}
+    assert capfd.readouterr().err == ""
+
+
 def test_a_12_bit_jpeg_is_unsupported():
     data = encoded(picture(), "JPEG")
     assert outcome(with_bytes(data, data.index(b"\xff\xc0") + 4, b"\x0c")) == "unsupported"
