@@ -21,6 +21,7 @@ MAX_INPUT_BYTES = 512 << 20
 BATCH_BYTES = 16 << 20
 """A batch is closed once its files hold so much, so that photographs too keep all threads at work."""
 
+_NO_FILE = "there is no such file; a list names files and archives, not folders or archives' members"
 _ENCRYPTED_METHOD = -1
 _CHUNK_INPUTS = 32
 _CHUNK_BYTES = 8 << 20
@@ -123,7 +124,8 @@ def _fetch_object(item: Input) -> Fetched:
         num_bytes = storage.size_bytes(uri) if item.size_bytes == UNKNOWN_BYTES else item.size_bytes
         return Fetched(uri, storage.read(uri)) if num_bytes <= MAX_INPUT_BYTES else _too_large(uri, num_bytes)
     except storage.NotFoundError:
-        return Fetched(uri, None, "not-found", "no longer there when it was read")
+        is_of_list = item.size_bytes == UNKNOWN_BYTES  # nobody has looked for it before
+        return Fetched(uri, None, "not-found", _NO_FILE if is_of_list else "no longer there when it was read")
     except storage.PermissionDeniedError:
         return Fetched(uri, None, "access-denied", "may be listed, may not be read")
     except storage.StorageError as error:

@@ -345,6 +345,14 @@ def test_an_archive_that_cannot_be_listed_is_a_row_that_says_why(tmp_path: Path)
     assert "cut off or is not the archive" in str(rows.details[0])
 
 
+def test_what_a_list_names_in_vain_was_never_there(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/gone.jpg\n{tmp_path}/folder\n")
+    rows = classify_part(list(Listing(str(tmp_path / "list.txt"))), BrightestChannel())
+    assert rows.causes == ["not-found"] * 2
+    assert all("no such file; a list names files" in str(detail) for detail in rows.details)
+
+
 def test_an_archive_that_may_not_be_read_is_a_row_that_says_so_until_it_is_mended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
