@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from fruitcnn.native_output import held_stderr
 # Ray keeps sockets under its temp dir, and a socket's path has at most 107 characters, 60 of them Ray's own.
 LONGEST_TEMP_CHARS = 40
 START_TRIES = 4
+ANSWER_SECONDS = 30.0
+"""A head that restarts is up again by then; Ray itself would wait for minutes, without a word."""
 
 # Workers inherit these. They silence what a user cannot act on; what is set already stays.
 QUIET = {
@@ -49,8 +52,11 @@ def ray_session() -> Iterator[None]:
         return
     talkative = bool(os.environ.get("FRUITCNN_TRACEBACK"))
     level = logging.INFO if talkative else logging.ERROR
-    local = {} if os.environ.get("RAY_ADDRESS") else _local_settings()
-    if local:
+    address = os.environ.get("RAY_ADDRESS")
+    local = {} if address else _local_settings()
+    if address:
+        _require_answer(address)
+    else:
         _assert_loopback()
     _start({"logging_level": level, "log_to_driver": talkative, **local})
     try:
@@ -110,6 +116,26 @@ def _assert_loopback() -> None:
             f"this machine does not reach itself at 127.0.0.1 ({error.strerror or error}), and Ray's processes talk "
             "over it; bring the loopback interface up: ip link set lo up"
         ) from error
+
+
+def _require_answer(address: str) -> None:
+    """UsageError if nobody listens at host:port of RAY_ADDRESS for ANSWER_SECONDS; what is no host:port is Ray's."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    until = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until:
+                why = getattr(error, "strerror", None) or str(error)
+                raise UsageError(
+                    f"RAY_ADDRESS={address}: nobody answers there ({why.lower()}): is the cluster up? Without "
+                    f"RAY_ADDRESS the job runs on this machine"
+                ) from error
+        time.sleep(1)
 
 
 def _start(settings: dict[str, Any]) -> None:

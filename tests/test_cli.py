@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from fruitcnn.errors import UsageError
 from fruitcnn.recipe import TrainConfig
+from jobs import session
 from jobs.arguments import parse
 from jobs.cli import run
 from jobs.screen import progress, summary
@@ -367,3 +368,16 @@ def test_a_terminal_that_cannot_show_a_name_gets_the_table_all_the_same(encoding
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.split() == [b"done", b"num", b"1", b"picture", b"path", rb"p-\u2603"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://localhost:1", "127.0.0.1:99999"])
+def test_a_cluster_that_does_not_answer_is_said_within_half_a_minute(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray tries for longer than six minutes, and prints nothing."""
+    assert session.ANSWER_SECONDS <= 30
+    monkeypatch.setattr(session, "ANSWER_SECONDS", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(UsageError, match=f"RAY_ADDRESS={address}: nobody answers there"), session.ray_session():
+        pass
