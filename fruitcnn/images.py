@@ -45,6 +45,7 @@ FORMATS = (
 
 _TRUNCATED_WORDS = ("truncated", "not enough", "requires a buffer", "too short")
 _UNSUPPORTED_WORDS = ("support", "not available", "cannot handle", "unknown", "unrecognized image mode")
+_ARCHIVES = (b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"7z\xbc\xaf")
 _OTHER_SIGNATURES = {b"<svg": "SVG", b"%PDF": "PDF", b"ftyphe": "HEIC", b"ftypmif1": "HEIF", b"ftypmsf1": "HEIF"}
 
 LARGE_PIXELS = 1 << 21
@@ -254,4 +255,6 @@ def _unidentified(data: bytes) -> ImageError:
     for signature, name in _OTHER_SIGNATURES.items():
         if signature in data[:1024]:
             return ImageError("unsupported", f"{name} files are not read")
+    if data.startswith(_ARCHIVES):
+        return ImageError("not-an-image", "an archive: unpack it, or give it as a .zip, .tar or .tar.gz of its own")
     return ImageError("not-an-image", "no known signature")

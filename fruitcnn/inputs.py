@@ -11,6 +11,7 @@ import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fruitcnn import archives, manifest, sorting, storage, uri_list
@@ -20,6 +21,8 @@ Kind = Literal["files", "archive", "list", "dataset"]
 
 FOUND_AT_A_TIME = 10_000
 UNKNOWN_BYTES = -1
+"""Of names in a list, and of links that lead nowhere: their rows will say so."""
+
 UNLISTED = -2
 """As `method` of an object: an archive whose members could not be listed."""
 # A part that starts with a dot (but for "." and ".."), or a system's file: one search, as there are millions of names,
@@ -208,15 +211,19 @@ def _told(objects: Iterator[tuple[str, int]], on_found: Callable[[int, int], Non
 def _files(images: str) -> Iterator[storage.Entry]:
     """What lies under the URI; if nothing does, the file that it names."""
     num_found = 0
-    for num_found, entry in enumerate(storage.list_files(images), 1):  # noqa: B007
+    for num_found, entry in enumerate(storage.list_files(images, broken_links=True), 1):  # noqa: B007
         yield entry
     if num_found == 0:
         try:
             yield storage.Entry(images, storage.size_bytes(images))
         except (storage.NotFoundError, storage.InvalidUriError) as error:
-            raise UsageError(
-                f"--images {images}: nothing is there; wanted a folder, prefix, archive or list"
-            ) from error
+            raise UsageError(f"--images {images}: {_nothing(images)}") from error
+
+
+def _nothing(images: str) -> str:
+    if not storage.is_s3(images) and Path(images).is_dir():
+        return "got a folder without files, wanted at least one"
+    return "nothing is there; wanted a folder, prefix, archive or list"
 
 
 def _object(name: str, size_bytes: int) -> Input:

@@ -10,6 +10,8 @@ import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from pydantic import ValidationError
+
 from fruitcnn import storage
 from fruitcnn.books import ClassifyError, PartBooks, RunManifest, part_path
 from fruitcnn.parts import read_books
@@ -17,11 +19,16 @@ from fruitcnn.plan import Plan
 
 
 def load_manifest(predictions: str) -> RunManifest | None:
-    """The manifest of a finished run, None if there is none yet."""
+    """The manifest of a finished run, None if there is none yet; ClassifyError if it cannot be read."""
     try:
         return RunManifest.model_validate_json(storage.read(_manifest_uri(predictions)))
     except storage.NotFoundError:
         return None
+    except ValidationError as error:
+        raise ClassifyError(
+            f"{_manifest_uri(predictions)} is no manifest of this version: delete it, and the same command closes the "
+            "books again"
+        ) from error
 
 
 def publish(predictions: str, manifest: RunManifest) -> RunManifest:

@@ -176,14 +176,16 @@ def write_json(uri: str, value: Any) -> None:
     write(uri, (json.dumps(value, sort_keys=True, indent=1) + "\n").encode())
 
 
-def list_files(uri: str) -> Iterator[Entry]:
+def list_files(uri: str, *, broken_links: bool = False) -> Iterator[Entry]:
     """Stream every file under a folder or prefix, in no promised order, in memory that does not grow with their number.
 
     What is not there holds nothing. Zero-byte folder markers (`prefix/`) of S3 are no files. Locally, links are
-    followed unless they lead back to a folder they lie in; links to nowhere, pipes and sockets are no files.
+    followed unless they lead back to a folder they lie in; pipes and sockets are no files. broken_links: also links
+    that lead nowhere, or in a circle, of -1 bytes.
     """
     uri = normalise(uri)
-    return map(Entry._make, _backend(uri).list_files(uri))
+    found = storage_s3.list_files(uri) if is_s3(uri) else storage_local.list_files(uri, broken_links=broken_links)
+    return map(Entry._make, found)
 
 
 def is_empty(uri: str) -> bool:

@@ -4,7 +4,7 @@ obstore is not used here: it refuses names that are not UTF-8, reads "%41" in a 
 symlink loop, and puts its temporary names into listings. Paths are absolute strings, as storage.normalise returns.
 """
 # Plain strings, not Path: over a million names they cost a tenth, and they keep a name as it is.
-# ruff: noqa: PTH103, PTH105, PTH108, PTH112, PTH116, PTH118, PTH120, PTH121
+# ruff: noqa: PTH103, PTH105, PTH108, PTH110, PTH112, PTH116, PTH118, PTH120, PTH121
 
 import contextlib
 import errno
@@ -21,6 +21,9 @@ from fruitcnn.storage_errors import NotFoundError, StorageError, from_os
 # Names of files being written. A kill may leave one behind: listings skip it, delete_prefix removes it.
 TEMPORARY = ".fruitcnn-tmp-"
 _FIRST_READ_BYTES = 64 << 10  # a picture of a data set whole, and below what malloc asks the system for
+BROKEN_LINK_BYTES = -1
+"""Size of a link that leads nowhere, or in a circle."""
+
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)
 
 
@@ -151,12 +154,14 @@ def _temporary_beside(path: str, fill_file: Callable[[BinaryIO], object]) -> Ite
             os.unlink(temporary)
 
 
-def list_files(path: str) -> Iterator[tuple[str, int]]:
-    """Stream (path, size in bytes) of every file under a folder, following links but no loop of links.
+def list_files(path: str, *, broken_links: bool = False) -> Iterator[tuple[str, int]]:
+    """Stream (path, size in bytes) of every file under a folder, following links but no loop of folders.
 
-    A folder that is not there holds nothing, as on S3. Sockets, pipes and links to nowhere are not files. Memory
-    holds the names of the folders still to visit, never those of the files.
+    A folder that is not there holds nothing, as on S3. Sockets and pipes are not files; links to nowhere only where
+    they are asked for, with BROKEN_LINK_BYTES. Memory holds the names of the folders still to visit, never those of the
+    files.
     """
+    least_bytes = BROKEN_LINK_BYTES if broken_links else 0
     folders = [path]
     while folders:
         folder = folders.pop()
@@ -170,23 +175,23 @@ def list_files(path: str) -> Iterator[tuple[str, int]]:
                 found = _look_at(entry)
                 if found == "folder":
                     folders.append(entry.path)
-                elif isinstance(found, int):
+                elif isinstance(found, int) and found >= least_bytes:
                     yield entry.path, found
 
 
 def _look_at(entry: os.DirEntry[str]) -> int | str | None:
-    """The size of a file, "folder" for a folder to visit, None for what does not count."""
+    """The size of a file or broken link, "folder" for a folder to visit, None for what does not count."""
     try:
         if entry.is_dir():
             return None if entry.is_symlink() and _leads_back(entry.path) else "folder"
-        if not entry.is_file() or entry.name.startswith(TEMPORARY):
-            return None
-        return entry.stat().st_size
+        if not entry.is_file():
+            return BROKEN_LINK_BYTES if entry.is_symlink() and not os.path.exists(entry.path) else None
+        return None if entry.name.startswith(TEMPORARY) else entry.stat().st_size
     except FileNotFoundError:  # deleted while we looked
         return None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return None
+            return BROKEN_LINK_BYTES
         raise
 
 

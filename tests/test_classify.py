@@ -286,6 +286,18 @@ def test_too_many_rejected_fails_after_everything_is_written(config: ClassifyCon
 
 
 @pytest.mark.ray
+def test_a_manifest_that_cannot_be_read_says_what_to_do(config: ClassifyConfig, ray_session: None) -> None:
+    classify(config, no_progress)
+    manifest = Path(config.predictions, "manifest.json")
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:100])
+    with pytest.raises(ClassifyError, match=r"manifest\.json is no manifest of this version: delete it, and the same"):
+        classify(config, no_progress)
+    manifest.unlink()
+    assert classify(config, no_progress).parts == books.RunManifest.model_validate_json(whole).parts
+
+
+@pytest.mark.ray
 @pytest.mark.fault
 def test_lost_parts_are_made_again_and_others_left_alone(
     config: ClassifyConfig, tmp_path: Path, ray_session: None

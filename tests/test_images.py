@@ -406,6 +406,12 @@ def test_what_is_no_picture_is_named(data, cause):
     assert outcome(data) == checked(data) == cause
 
 
+@pytest.mark.parametrize("start", [b"PK\3\4", b"\x1f\x8b\x08", b"BZh9"])
+def test_an_archive_where_a_picture_should_be_is_called_one(start):
+    with pytest.raises(ImageError, match=r"not-an-image: an archive: unpack it, or give it as a \.zip"):
+        decode(start + bytes(60), INPUT_PX)
+
+
 def test_eps_never_starts_a_program(monkeypatch):
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
     assert outcome(encoded(picture(), "EPS")) == "unsupported"

@@ -65,6 +65,11 @@ def test_one_file_is_one_input(tmp_path: Path) -> None:
     assert [(item.id, item.size_bytes) for item in Listing(str(tmp_path / "a.jpg"))] == [(str(tmp_path / "a.jpg"), 3)]
 
 
+def test_a_folder_without_files_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="got a folder without files, wanted at least one"):
+        list(Listing(str(tmp_path)))
+
+
 def test_nothing_there_is_refused_with_the_uri(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere: nothing is there"):
         list(Listing(str(tmp_path / "nowhere")))

@@ -276,6 +276,9 @@ def test_local_listing_follows_links_but_no_loops_and_skips_what_is_no_file(tmp_
     os.mkfifo(tree / "pipe")
     found = {each.uri.removeprefix(f"{tree}/"): each.size_bytes for each in storage.list_files(str(tree))}
     assert found == {"a/walked.jpg/real": 1, "linked-file": 3, "linked-folder/far": 3}
+    listed = storage.list_files(str(tree), broken_links=True)
+    everything = {each.uri.removeprefix(f"{tree}/"): each.size_bytes for each in listed}
+    assert everything == found | {"self": -1, "dangling": -1}
 
 
 def test_delete_prefix_removes_links_and_not_what_they_lead_to(tmp_path: Path) -> None:
