@@ -30,8 +30,8 @@ _SHRINKAGE = 0.1
 """Share of the diagonal in the covariance: rare directions must not count without bound."""
 
 _MAX_DIRECTIONS = 32
-MAX_CENTRES = 32
-"""Of a class; scored.py gives small networks fewer."""
+MAX_CENTRES = 24
+"""Of a class; scored.py gives some networks fewer."""
 
 DOUBT = 2.0
 """What is added to the distance where no class is probable at all; nothing where one is certain."""

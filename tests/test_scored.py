@@ -28,10 +28,11 @@ def test_the_model_computes_the_score_as_defined(architecture: str, num_classes:
     np.testing.assert_allclose(answers[scored.SCORE][:, 0], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_small_network_has_fewer_centres() -> None:
+def test_a_network_has_centres_that_take_little_of_its_work() -> None:
     from fruitcnn.models import build_model
     from fruitcnn.scored import max_centres
 
-    numbers = [max_centres(build_model(each, (32, 32), 120)) for each in ("lenet5", "small_cnn", "base_cnn")]
-    assert numbers == sorted(set(numbers))
-    assert numbers[-1] == MAX_CENTRES == max_centres(build_model("small_cnn", (32, 32), 12))
+    assert max_centres(build_model("lenet5", (32, 32), 120)) < max_centres(build_model("small_cnn", (32, 32), 120))
+    assert max_centres(build_model("small_cnn", (32, 32), 12)) == MAX_CENTRES
+    # Its features have deviations, which tell pictures apart too.
+    assert max_centres(build_model("base_cnn", (32, 32), 12)) < MAX_CENTRES
