@@ -98,15 +98,21 @@ class PartClassifier:
         return to_table(rows, self.labels, self.options.min_confidence, metadata, self.limits)
 
 
-class ClassifyActor(PartClassifier):
+def opened(predictions: str, models: Sequence[Model], options: Options) -> PartClassifier:
+    """What classifies parts of the plan under `predictions`, in a process that does nothing else."""
+    plan = load_plan(predictions)
+    assert plan is not None, f"no plan under {predictions}"
+    classifier = PartClassifier(predictions, plan, models, options)
+    gc.freeze()  # what is there by now stays: Python's collector need not walk it with every part
+    return classifier
+
+
+class ClassifyActor:
     """What Ray Data starts on each node: opens the plan and the model, then takes part numbers."""
 
     def __init__(self, predictions: str, model_uri: str, runtime: str, options: Options) -> None:
-        plan = load_plan(predictions)
-        assert plan is not None, f"no plan under {predictions}"
-        super().__init__(predictions, plan, open_models(model_uri, runtime, options.num_threads), options)
-        gc.freeze()  # what is there by now stays: Python's collector need not walk it with every part
+        self._classifier = opened(predictions, open_models(model_uri, runtime, options.num_threads), options)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[str]]:
         """Ray Data's batch of part numbers -> an Outcome as JSON for each."""
-        return {"outcome": [self.run(int(part)).model_dump_json() for part in batch["part"]]}
+        return {"outcome": [self._classifier.run(int(part)).model_dump_json() for part in batch["part"]]}

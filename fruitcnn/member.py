@@ -4,7 +4,6 @@ Its standard input says, a line of JSON each: which model, which run, and part n
 outcomes. It ends when its input does, so when the job's process does, however that ends.
 """
 
-import gc
 import json
 import os
 import signal
@@ -52,15 +51,10 @@ def _opened(model_uri: str, runtime: str) -> "list[Model]":
 
 
 def _classifier(models: "Future[list[Model]]", predictions: str, options: dict[str, Any]) -> "PartClassifier":
-    opened = models.result()  # first, as threads that import at the same time find modules half made
-    from fruitcnn.actor import PartClassifier
-    from fruitcnn.plan import load_plan
+    found = models.result()  # first, as threads that import at the same time find modules half made
+    from fruitcnn.actor import opened
 
-    plan = load_plan(predictions)
-    assert plan is not None, f"no plan under {predictions}"
-    classifier = PartClassifier(predictions, plan, opened, Options.model_validate(options))
-    gc.freeze()  # what is there by now stays: Python's collector need not walk it with every part
-    return classifier
+    return opened(predictions, found, Options.model_validate(options))
 
 
 def _outcome(part: int, classifier: "Future[PartClassifier]") -> Outcome:

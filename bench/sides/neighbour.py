@@ -24,20 +24,23 @@ def main(kind: str, *arguments: str) -> None:
 
 
 def _classify(model: str, images: str, predictions: str) -> Callable[[int], object]:
-    from fruitcnn.actor import ClassifyActor
+    from fruitcnn.actor import opened
     from fruitcnn.classify import prepare
     from fruitcnn.classify_config import ClassifyConfig
     from fruitcnn.execute import local_options
+    from fruitcnn.infer import open_models
     from fruitcnn.orders import CALLS_PER_ACTOR
 
     run = prepare(ClassifyConfig(model=model, images=images, predictions=predictions))
-    actor = ClassifyActor(run.predictions, model, run.runtime, local_options(run.config))
+    classifier = opened(run.predictions, open_models(model, run.runtime, 1), local_options(run.config))
     calls = ThreadPoolExecutor(CALLS_PER_ACTOR)
 
     def parts(number: int) -> object:
         first = number * CALLS_PER_ACTOR
         # A part that is done is worked on all the same, and not put again.
-        return list(calls.map(lambda part: actor.run(part % run.plan.num_parts), range(first, first + CALLS_PER_ACTOR)))
+        return list(
+            calls.map(lambda part: classifier.run(part % run.plan.num_parts), range(first, first + CALLS_PER_ACTOR))
+        )
 
     return parts
 
